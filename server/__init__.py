@@ -1,0 +1,1 @@
+"""The OpenAI-compatible server: settings, routes, engines, and the `grainserve` command."""

@@ -1,0 +1,1 @@
+"""Engines: they turn generation jobs into token events."""

@@ -1,0 +1,1 @@
+"""Activation steering of transformers models: vectors, plans, hooks, and how vectors are built."""

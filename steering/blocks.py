@@ -1,0 +1,21 @@
+"""Find the decoder blocks of a language or vision-language model."""
+
+from torch import nn
+
+from steering.errors import ModelUnavailable
+
+# Where a decoder keeps its blocks: most families say `layers`, GPT-2's say `h`.
+BLOCK_LISTS = ("layers", "h", "blocks", "block")
+
+
+def decoder_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the model's decoder blocks in order; their outputs are the residual stream."""
+    decoder = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else model
+    for name in BLOCK_LISTS:
+        blocks = getattr(decoder, name, None)
+        if isinstance(blocks, nn.ModuleList) and len(blocks):
+            return list(blocks)
+    raise ModelUnavailable(
+        f"{type(model).__name__} has no list of decoder blocks under {', '.join(BLOCK_LISTS)}; "
+        "grainserve steers decoder-only transformers"
+    )

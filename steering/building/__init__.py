@@ -1,0 +1,1 @@
+"""How steering vectors are built from preference pairs."""

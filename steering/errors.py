@@ -1,0 +1,97 @@
+"""Every error that a caller can cause, as one tree.
+
+SteeringError                    message, code, HTTP status, param
+├── InvalidRequest               400  a field is wrong
+│   ├── InvalidSteering          400  the steering option is wrong
+│   ├── ProfileIncompatible      400  the profile was built for another model
+│   └── ContextLengthExceeded    400  the prompt does not fit
+├── NotFound                     404
+│   ├── ModelNotFound            404
+│   └── ProfileNotFound          404
+├── ProfileCorrupt               500  a profile directory fails its checks
+├── ModelUnavailable             500  a model cannot be loaded
+├── InvalidPairs                 400  the preference pairs cannot be used
+├── GenerationFailed             500  this request's own work failed
+├── EngineOverloaded             503  the queue is full
+└── EngineUnavailable            503  the engine is starting, draining or dead
+"""
+
+from typing import ClassVar
+
+
+class SteeringError(Exception):
+    """An error that is told to the caller: what is wrong, why, and the way out.
+
+    param names the request field in question, in OpenAI's notation (`steering[0].profile`).
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(SteeringError):
+    status = 400
+    code = "invalid_value"
+
+
+class InvalidSteering(InvalidRequest):
+    code = "invalid_steering"
+
+
+class ProfileIncompatible(InvalidRequest):
+    code = "profile_incompatible"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class NotFound(SteeringError):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class ProfileNotFound(NotFound):
+    code = "profile_not_found"
+
+
+class ProfileCorrupt(SteeringError):
+    code = "profile_corrupt"
+
+
+class ModelUnavailable(SteeringError):
+    code = "model_unavailable"
+
+
+class InvalidPairs(SteeringError):
+    status = 400
+    code = "invalid_pairs"
+
+
+class GenerationFailed(SteeringError):
+    code = "generation_failed"
+
+
+class EngineOverloaded(SteeringError):
+    """retry_after is in seconds."""
+
+    status = 503
+    code = "engine_overloaded"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineUnavailable(SteeringError):
+    status = 503
+    code = "engine_unavailable"

@@ -1,0 +1,141 @@
+"""From the terms of requests to what each block adds: the bank of deltas and the batch's steering."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from steering.types import LayerSteering, SteeringBatch, SteeringPlan, SteeringTerm, SteeringVectors
+
+
+class DeltaBank:
+    """The active profiles' deltas on the model's device: one row a profile, one table a layer.
+
+    Rows are counted in and out by requests; a row that no request holds stays until its place is
+    needed, least recently used first. Row 0 is all zeros and pads requests with fewer terms.
+    """
+
+    def __init__(self, capacity: int, hidden_size: int, device: torch.device) -> None:
+        self._shape = (capacity + 1, hidden_size)
+        self._device = device
+        self._tables: dict[int, Tensor] = {}
+        self._rows: dict[str, int] = {}  # digest -> row, least recently used first
+        self._holders: dict[str, int] = defaultdict(int)
+        self._free = list(range(capacity, 0, -1))
+
+    def acquire(self, vectors: SteeringVectors) -> int:
+        """Return the profile's row, loading it if need be, and hold it until `release`."""
+        row = self._rows.pop(vectors.digest, None)
+        if row is None:
+            row = self._load(vectors)
+        self._rows[vectors.digest] = row
+        self._holders[vectors.digest] += 1
+        return row
+
+    def release(self, vectors: SteeringVectors) -> None:
+        self._holders[vectors.digest] -= 1
+        if not self._holders[vectors.digest]:
+            del self._holders[vectors.digest]
+
+    def compose(self, layer: int, rows: Tensor, strengths: Tensor) -> Tensor:
+        """Return sum_t strength_t * delta_t as float32 [owners, hidden_size]; both arguments [owners, terms]."""
+        return torch.einsum("ot,oth->oh", strengths, self._tables[layer][rows])
+
+    def _load(self, vectors: SteeringVectors) -> int:
+        row = self._free.pop() if self._free else self._evict()
+        for table in self._tables.values():
+            table[row].zero_()
+        for layer, delta in vectors.deltas.items():
+            if layer not in self._tables:
+                self._tables[layer] = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
+            self._tables[layer][row].copy_(delta)
+        return row
+
+    def _evict(self) -> int:
+        digest = next(d for d in self._rows if d not in self._holders)
+        return self._rows.pop(digest)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPlan:
+    """A request's plan with its moving terms' rows in the bank."""
+
+    plan: SteeringPlan = field(default_factory=SteeringPlan)
+    moving: tuple[tuple[SteeringTerm, int], ...] = ()
+
+
+def hold(plan: SteeringPlan, bank: DeltaBank) -> HeldPlan:
+    """Bring the plan's vectors into the bank; undo it with `let_go`."""
+    return HeldPlan(plan, tuple((term, bank.acquire(term.vectors)) for term in plan.terms if term.moves))
+
+
+def let_go(held: HeldPlan, bank: DeltaBank) -> None:
+    for term, _ in held.moving:
+        bank.release(term.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """One request's tokens in a forward pass.
+
+    first: flat position of its first token in [batch * length]; start: that token's position in the
+    request; count: how many follow in order; prompt_length: where generated positions begin.
+    """
+
+    held: HeldPlan
+    first: int
+    start: int
+    count: int
+    prompt_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of one request that share their terms: all prompt, or all generated."""
+
+    row: int
+    tokens: range
+    terms: tuple[tuple[SteeringTerm, int], ...]
+
+
+def segments(index: int, row: BatchRow) -> Iterator[Segment]:
+    prompt = max(0, min(row.count, row.prompt_length - row.start))
+    runs = (("prompt", 0, prompt), ("generated", prompt, row.count))
+    for positions, begin, end in runs:
+        terms = tuple(held for held in row.held.moving if held[0].positions in ("all", positions))
+        if terms and end > begin:
+            yield Segment(index, range(row.first + begin, row.first + end), terms)
+
+
+def steering_batch(rows: Sequence[BatchRow], total: int, bank: DeltaBank) -> SteeringBatch:
+    """Return the steering of a forward pass over `total` = batch * length tokens."""
+    steered = [0] * len(rows)
+    by_layer: dict[int, list[Segment]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        for segment in segments(index, row):
+            steered[index] += len(segment.tokens)
+            for layer in sorted({layer for term, _ in segment.terms for layer in term.layers}):
+                by_layer[layer].append(segment)
+    layers = {layer: layer_steering(layer, found, total, bank) for layer, found in by_layer.items()}
+    return SteeringBatch(layers, tuple(steered))
+
+
+def layer_steering(layer: int, found: Sequence[Segment], total: int, bank: DeltaBank) -> LayerSteering:
+    device = bank._device
+    here = [[held for held in segment.terms if layer in held[0].layers] for segment in found]
+    width = max(len(terms) for terms in here)
+    rows = [[row for _, row in terms] + [0] * (width - len(terms)) for terms in here]
+    strengths = [[term.strength for term, _ in terms] + [0.0] * (width - len(terms)) for terms in here]
+    tokens = [token for segment in found for token in segment.tokens]
+    owner = [i for i, segment in enumerate(found) for _ in segment.tokens]
+    return LayerSteering(
+        tokens=None if tokens == list(range(total)) else torch.tensor(tokens, device=device),
+        owner=None if owner == list(range(len(found))) else torch.tensor(owner, device=device),
+        delta=bank.compose(
+            layer,
+            torch.tensor(rows, device=device),
+            torch.tensor(strengths, dtype=torch.float32, device=device),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Profiles on disk: what one holds, how it is checked, where it lies."""
