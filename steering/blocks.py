@@ -1,5 +1,7 @@
 """Find the decoder blocks of a language or vision-language model."""
 
+from typing import Any, cast
+
 from torch import nn
 
 from steering.errors import ModelUnavailable
@@ -10,7 +12,7 @@ BLOCK_LISTS = ("layers", "h", "blocks", "block")
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the model's decoder blocks in order; their outputs are the residual stream."""
-    decoder = model.get_decoder() if callable(getattr(model, "get_decoder", None)) else model
+    decoder = cast(Any, model).get_decoder() if hasattr(model, "get_decoder") else model
     for name in BLOCK_LISTS:
         blocks = getattr(decoder, name, None)
         if isinstance(blocks, nn.ModuleList) and len(blocks):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,9 +39,13 @@ class DeltaBank:
         if not self._holders[vectors.digest]:
             del self._holders[vectors.digest]
 
-    def compose(self, layer: int, rows: Tensor, strengths: Tensor) -> Tensor:
-        """Return sum_t strength_t * delta_t as float32 [owners, hidden_size]; both arguments [owners, terms]."""
-        return torch.einsum("ot,oth->oh", strengths, self._tables[layer][rows])
+    def compose(self, layer: int, rows: list[list[int]], strengths: list[list[float]]) -> Tensor:
+        """Return sum_t strength_t * delta_t, float32 [owners, hidden_size]; arguments [owners, terms]."""
+        weights = torch.tensor(strengths, dtype=torch.float32, device=self._device)
+        return torch.einsum("ot,oth->oh", weights, self._tables[layer][self.indices(rows)])
+
+    def indices(self, places: list[int] | list[list[int]]) -> Tensor:
+        return torch.tensor(places, dtype=torch.int64, device=self._device)
 
     def _load(self, vectors: SteeringVectors) -> int:
         row = self._free.pop() if self._free else self._evict()
@@ -59,21 +63,35 @@ class DeltaBank:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldPlan:
-    """A request's plan with its moving terms' rows in the bank."""
+class HeldTerm:
+    """A term that moves something: its place in the plan and its row in the bank."""
 
-    plan: SteeringPlan = field(default_factory=SteeringPlan)
-    moving: tuple[tuple[SteeringTerm, int], ...] = ()
+    index: int
+    term: SteeringTerm
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPlan:
+    """A request's plan while its vectors are held in the bank; moving leaves out terms at strength zero."""
+
+    plan: SteeringPlan
+    moving: tuple[HeldTerm, ...]
 
 
 def hold(plan: SteeringPlan, bank: DeltaBank) -> HeldPlan:
     """Bring the plan's vectors into the bank; undo it with `let_go`."""
-    return HeldPlan(plan, tuple((term, bank.acquire(term.vectors)) for term in plan.terms if term.moves))
+    moving = [
+        HeldTerm(index, term, bank.acquire(term.vectors))
+        for index, term in enumerate(plan.terms)
+        if term.strength != 0.0
+    ]
+    return HeldPlan(plan, tuple(moving))
 
 
 def let_go(held: HeldPlan, bank: DeltaBank) -> None:
-    for term, _ in held.moving:
-        bank.release(term.vectors)
+    for term in held.moving:
+        bank.release(term.term.vectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,47 +113,42 @@ class BatchRow:
 class Segment:
     """A run of tokens of one request that share their terms: all prompt, or all generated."""
 
-    row: int
     tokens: range
-    terms: tuple[tuple[SteeringTerm, int], ...]
+    terms: tuple[HeldTerm, ...]
 
 
-def segments(index: int, row: BatchRow) -> Iterator[Segment]:
+def segments(row: BatchRow) -> Iterator[Segment]:
     prompt = max(0, min(row.count, row.prompt_length - row.start))
     runs = (("prompt", 0, prompt), ("generated", prompt, row.count))
     for positions, begin, end in runs:
-        terms = tuple(held for held in row.held.moving if held[0].positions in ("all", positions))
+        terms = tuple(held for held in row.held.moving if held.term.positions in ("all", positions))
         if terms and end > begin:
-            yield Segment(index, range(row.first + begin, row.first + end), terms)
+            yield Segment(range(row.first + begin, row.first + end), terms)
 
 
 def steering_batch(rows: Sequence[BatchRow], total: int, bank: DeltaBank) -> SteeringBatch:
     """Return the steering of a forward pass over `total` = batch * length tokens."""
-    steered = [0] * len(rows)
+    counts = [[0] * len(row.held.plan.terms) for row in rows]
     by_layer: dict[int, list[Segment]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        for segment in segments(index, row):
-            steered[index] += len(segment.tokens)
-            for layer in sorted({layer for term, _ in segment.terms for layer in term.layers}):
+    for row, steered in zip(rows, counts, strict=True):
+        for segment in segments(row):
+            for held in segment.terms:
+                steered[held.index] += len(segment.tokens)
+            for layer in {layer for held in segment.terms for layer in held.term.layers}:
                 by_layer[layer].append(segment)
     layers = {layer: layer_steering(layer, found, total, bank) for layer, found in by_layer.items()}
-    return SteeringBatch(layers, tuple(steered))
+    return SteeringBatch(layers, tuple(map(tuple, counts)))
 
 
 def layer_steering(layer: int, found: Sequence[Segment], total: int, bank: DeltaBank) -> LayerSteering:
-    device = bank._device
-    here = [[held for held in segment.terms if layer in held[0].layers] for segment in found]
-    width = max(len(terms) for terms in here)
-    rows = [[row for _, row in terms] + [0] * (width - len(terms)) for terms in here]
-    strengths = [[term.strength for term, _ in terms] + [0.0] * (width - len(terms)) for terms in here]
+    here = [[held for held in segment.terms if layer in held.term.layers] for segment in found]
+    width = max(map(len, here))
+    rows = [[held.row for held in terms] + [0] * (width - len(terms)) for terms in here]
+    strengths = [[held.term.strength for held in terms] + [0.0] * (width - len(terms)) for terms in here]
     tokens = [token for segment in found for token in segment.tokens]
     owner = [i for i, segment in enumerate(found) for _ in segment.tokens]
     return LayerSteering(
-        tokens=None if tokens == list(range(total)) else torch.tensor(tokens, device=device),
-        owner=None if owner == list(range(len(found))) else torch.tensor(owner, device=device),
-        delta=bank.compose(
-            layer,
-            torch.tensor(rows, device=device),
-            torch.tensor(strengths, dtype=torch.float32, device=device),
-        ),
+        tokens=None if tokens == list(range(total)) else bank.indices(tokens),
+        owner=None if owner == list(range(len(found))) else bank.indices(owner),
+        delta=bank.compose(layer, rows, strengths),
     )

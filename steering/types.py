@@ -37,11 +37,6 @@ class SteeringTerm:
     layers: tuple[int, ...]
     positions: Positions
 
-    @property
-    def moves(self) -> bool:
-        """Whether the term changes anything: a strength of zero does not."""
-        return self.strength != 0.0
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SteeringPlan:

@@ -1,0 +1,161 @@
+"""Load a model once: weights, tokenizer, decoder blocks, and the fingerprint that vectors are tied to."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from steering.blocks import decoder_blocks
+from steering.embedded import EMBEDDED_ID, embedded_model
+from steering.errors import ModelUnavailable
+from steering.types import ModelIdentity
+
+# What of a configuration makes two models differ under the same weights; other keys come and go
+# between versions of transformers.
+CONFIG_KEYS = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "sliding_window",
+    "tie_word_embeddings",
+)
+SAMPLED_VALUES = 64
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A model ready for inference: blocks are its decoder blocks, in order."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    blocks: list[nn.Module]
+    identity: ModelIdentity
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def context_length(self) -> int:
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0)) or 2048
+
+    @property
+    def vocabulary_size(self) -> int:
+        return int(self.model.config.get_text_config().vocab_size)
+
+
+def load_model(source: str | None, cache_dir: Path, dtype: str = "auto", device: str = "auto") -> LoadedModel:
+    """Load a directory, a hub id, or with None the embedded default; frozen and in evaluation mode.
+
+    dtype auto: the checkpoint's on a GPU, float32 on a CPU. device auto: CUDA where there is one.
+    Raises ModelUnavailable with the reason.
+    """
+    place = choose_device(device)
+    name = source or EMBEDDED_ID
+    path = source or str(embedded_model(cache_dir))
+    transformers_logging.disable_progress_bar()
+    try:
+        refuse_unsteerable(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map={"": place})
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelUnavailable(explain(name, error)) from error
+    identity = identify(name, model, tokenizer)
+    model.to(choose_dtype(dtype, model.dtype, place)).eval().requires_grad_(False)
+    return LoadedModel(model, tokenizer, decoder_blocks(model), identity)
+
+
+def choose_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ModelUnavailable(f"no such device: {device!r}; use auto, cpu, cuda or cuda:0") from error
+    if place.type == "cuda" and place.index is None:
+        place = torch.device("cuda:0")
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ModelUnavailable(
+            f"device {device} is not there: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices; use --device cpu or auto"
+        )
+    return place
+
+
+def choose_dtype(dtype: str, checkpoint: torch.dtype, place: torch.device) -> torch.dtype:
+    if dtype != "auto":
+        return DTYPES[dtype]
+    return checkpoint if place.type == "cuda" else torch.float32
+
+
+def refuse_unsteerable(path: str) -> None:
+    config = AutoConfig.from_pretrained(path)
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{config.model_type} is an encoder-decoder; grainserve serves decoder-only models")
+
+
+def explain(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:400]
+    return (
+        f"model {name!r} could not be loaded: {reason} "
+        "(--model takes a local directory, or a hub id when the hub can be reached)"
+    )
+
+
+def identify(name: str, model: PreTrainedModel, tokenizer: Any) -> ModelIdentity:
+    config = model.config.get_text_config()
+    return ModelIdentity(
+        id=model_id(name),
+        architecture=type(model).__name__,
+        layers=len(decoder_blocks(model)),
+        hidden_size=int(config.hidden_size),
+        fingerprint=fingerprint(model, tokenizer),
+    )
+
+
+def model_id(name: str) -> str:
+    """Return a directory's own name, or the hub id as it is."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
+
+
+def fingerprint(model: PreTrainedModel, tokenizer: Any) -> str:
+    """Return a SHA-256 over configuration, vocabulary, chat template and a sample of the weights.
+
+    Taken in the checkpoint's own dtype, before any conversion, so that the same checkpoint gives the
+    same fingerprint on every device and at every serving dtype.
+    """
+    config = model.config.get_text_config().to_dict()
+    described = {
+        "architecture": type(model).__name__,
+        "config": {key: config.get(key) for key in CONFIG_KEYS},
+        "rope": config.get("rope_parameters"),
+        "vocabulary": sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])),
+        "chat_template": tokenizer.chat_template,
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+    for name, sample in weight_samples(model):
+        digest.update(name.encode())
+        digest.update(sample.float().cpu().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
+
+
+def weight_samples(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield evenly spaced values of every parameter, in the order of names."""
+    for name, weight in sorted(model.named_parameters()):
+        flat = weight.detach().reshape(-1)
+        step = max(1, flat.numel() // SAMPLED_VALUES)
+        yield name, flat[::step][:SAMPLED_VALUES]
