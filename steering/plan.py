@@ -9,6 +9,9 @@ from torch import Tensor
 
 from steering.types import LayerSteering, SteeringBatch, SteeringPlan, SteeringTerm, SteeringVectors
 
+# Terms that one request may have; a bank of this many rows per slot never runs out.
+MOST_TERMS = 8
+
 
 class DeltaBank:
     """The active profiles' deltas on the model's device: one row a profile, one table a layer.

@@ -1,0 +1,218 @@
+"""Iteration-level batching: each step runs a piece of prefill and one token for every running request."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from server.engine.forward import ForwardPass, Piece
+from server.engine.protocol import TokenEvent
+from server.engine.running import RunningRequest
+from server.engine.sampling import choose_tokens
+from server.engine.slots import SlotCache
+from steering.errors import GenerationFailed, SteeringError
+from steering.hooks import BlockSteering
+from steering.loading import LoadedModel
+from steering.plan import MOST_TERMS, DeltaBank, hold, let_go
+
+logger = logging.getLogger(__name__)
+
+# Failed passes in a row, with none that worked between, after which the engine counts as broken.
+MOST_FAILURES = 8
+# Tokens of cache that an arriving request must find free beyond its own, so that it is not put back at once.
+HEADROOM = 64
+
+Emit = Callable[[RunningRequest, TokenEvent | SteeringError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """How much runs at once, in requests and tokens.
+
+    slots: requests. prefill: prompt tokens a step, padding included. cache: tokens over all slots,
+    at least `context`. context: tokens of one request, prompt and completion together.
+    """
+
+    slots: int
+    prefill: int
+    cache: int
+    context: int
+
+
+class Batcher:
+    """Runs requests on the model; one thread calls it.
+
+    Slots stay in order: those that decode are 0..decoding-1, those that still prefill come after, so
+    that a decode step reads its part of the cache as a view.
+    """
+
+    def __init__(self, loaded: LoadedModel, steering: BlockSteering, limits: BatchLimits, emit: Emit) -> None:
+        self._limits = limits
+        self._emit = emit
+        self._cache = SlotCache(len(loaded.blocks), limits.slots, limits.context, limits.cache)
+        self._bank = DeltaBank(limits.slots * MOST_TERMS, loaded.identity.hidden_size, loaded.device)
+        self._forward = ForwardPass(loaded, steering, self._cache, self._bank)
+        self._waiting: deque[RunningRequest] = deque()
+        self._slots: list[RunningRequest] = []
+        self._decoding = 0
+        self._failures = 0
+
+    @property
+    def running(self) -> int:
+        return len(self._slots)
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        return not self._slots and not self._waiting
+
+    def add(self, request: RunningRequest) -> None:
+        self._waiting.append(request)
+
+    def drop(self, request: RunningRequest) -> None:
+        """Forget a request, wherever it is; its slot is free at once."""
+        if request in self._slots:
+            self._leave(request)
+        elif request in self._waiting:
+            self._waiting.remove(request)
+        if self.idle:
+            self._cache.clear()
+
+    def step(self) -> None:
+        """Admit what fits, prefill one piece, decode one token for everyone else."""
+        self._admit()
+        self._make_room()
+        if self._decoding < len(self._slots):
+            self._run(self._next_prefill())
+        if self._decoding:
+            self._run([Piece(slot, request, 1) for slot, request in enumerate(self._slots[: self._decoding])])
+        if self.idle:
+            self._cache.clear()
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._slots) < self._limits.slots and self._fits(self._waiting[0]):
+            request = self._waiting.popleft()
+            request.held = hold(request.job.plan, self._bank)
+            self._slots.append(request)
+
+    def _fits(self, arriving: RunningRequest) -> bool:
+        longest = max(len(request.tokens) for request in [*self._slots, arriving])
+        length = min(longest + HEADROOM, self._limits.context)
+        return not self._slots or self._cache.fits(len(self._slots) + 1, length)
+
+    def _make_room(self) -> None:
+        """Reserve cache for the coming step; where it is short, the youngest go back to the queue."""
+        if not self._slots:
+            return
+        while not self._cache.fits(len(self._slots), self._longest()):
+            youngest = max(self._slots, key=lambda request: request.number)
+            self._leave(youngest)
+            youngest.computed = 0
+            self._waiting.appendleft(youngest)
+        self._cache.reserve(len(self._slots), self._longest())
+
+    def _longest(self) -> int:
+        # One more than the tokens there are: a request that finishes its prefill decodes in the same step.
+        return min(self._limits.context, 1 + max(len(request.tokens) for request in self._slots))
+
+    def _next_prefill(self) -> list[Piece]:
+        """Return the oldest unfinished prompt's next piece, with other short prompts beside it."""
+        limit = self._limits.prefill
+        order = sorted(range(self._decoding, len(self._slots)), key=lambda slot: self._slots[slot].number)
+        first = self._slots[order[0]]
+        if first.computed or first.pending > limit:
+            return [Piece(order[0], first, min(first.pending, limit))]
+        pieces: list[Piece] = []
+        width = 0
+        for slot in order:
+            request = self._slots[slot]
+            width = max(width, request.pending)
+            if request.computed or width * (len(pieces) + 1) > limit:
+                break
+            pieces.append(Piece(slot, request, request.pending))
+        return pieces
+
+    def _run(self, pieces: Sequence[Piece]) -> None:
+        """Run the pieces and take every finished one's next token."""
+        results = self._logits(pieces)
+        for piece, result in results:
+            if isinstance(result, Exception):
+                self._fail(piece.request, result)
+        done = [(p.request, row) for p, row in results if isinstance(row, Tensor) and not p.request.pending]
+        tokens = choose_tokens([row for _, row in done], [request.sampler for request, _ in done])
+        for (request, row), token in zip(done, tokens, strict=True):
+            self._take(request, row, token)
+
+    def _logits(self, pieces: Sequence[Piece]) -> list[tuple[Piece, Tensor | Exception]]:
+        """Return each piece's logits; when a pass fails, its pieces run alone to find the culprit."""
+        try:
+            rows = self._forward(pieces)
+        except Exception as error:
+            if len(pieces) > 1:
+                return [found for piece in pieces for found in self._logits([piece])]
+            return [(pieces[0], self._failed(error))]
+        self._failures = 0
+        return list(zip(pieces, rows, strict=True))
+
+    def _failed(self, error: Exception) -> Exception:
+        logger.error("a forward pass failed", exc_info=error)
+        self._failures += 1
+        if self._failures >= MOST_FAILURES:
+            raise RuntimeError(
+                f"{MOST_FAILURES} forward passes in a row failed; the last: {error}"
+            ) from error
+        return GenerationFailed(f"the model failed on this request ({type(error).__name__})")
+
+    def _take(self, request: RunningRequest, logits: Tensor, token: int | GenerationFailed) -> None:
+        try:
+            if isinstance(token, GenerationFailed):
+                raise token
+            event = request.accept(token, logits)
+        except Exception as error:
+            self._fail(request, error)
+            return
+        if event.finish:
+            self._leave(request)
+        else:
+            self._promote(request)
+        self._emit(request, event)
+
+    def _fail(self, request: RunningRequest, error: Exception) -> None:
+        if not isinstance(error, SteeringError):
+            logger.error("a request failed", exc_info=error)
+            error = GenerationFailed(f"this request's own work failed ({type(error).__name__})")
+        self._leave(request)
+        self._emit(request, error)
+
+    def _promote(self, request: RunningRequest) -> None:
+        """Put a request that has finished its prefill at the end of those that decode."""
+        slot = self._slots.index(request)
+        if slot < self._decoding:
+            return
+        target = self._decoding
+        if slot != target:
+            other = self._slots[target]
+            self._cache.swap(slot, target, max(request.computed, other.computed))
+            self._slots[slot], self._slots[target] = other, request
+        self._decoding += 1
+
+    def _leave(self, request: RunningRequest) -> None:
+        """Free the request's slot and close the gap."""
+        slot = self._slots.index(request)
+        if slot < self._decoding:
+            self._decoding -= 1
+            self._relocate(self._decoding, slot)
+            slot = self._decoding
+        self._relocate(len(self._slots) - 1, slot)
+        self._slots.pop()
+        let_go(request.held, self._bank)
+
+    def _relocate(self, source: int, target: int) -> None:
+        if source != target:
+            self._cache.move(source, target, self._slots[source].computed)
+            self._slots[target] = self._slots[source]

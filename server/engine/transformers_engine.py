@@ -1,0 +1,236 @@
+"""The default engine: one inference thread over a transformers model, with an asyncio front."""
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from server.engine.batcher import Batcher, BatchLimits
+from server.engine.memory import cache_tokens
+from server.engine.protocol import EngineHealth, EngineState, GenerationJob, ModelCard, TokenEvent
+from server.engine.running import RunningRequest
+from steering.errors import EngineOverloaded, EngineUnavailable, SteeringError
+from steering.hooks import steered
+from steering.loading import LoadedModel, load_model
+
+logger = logging.getLogger(__name__)
+
+# Prompt tokens a step while others decode: on two cores a piece takes about as long as a decode step.
+PREFILL_ON_CPU, PREFILL_ON_GPU = 256, 2048
+RETRY_AFTER = 2
+
+Result = TokenEvent | SteeringError
+
+
+class Ticket:
+    """A job in the engine's hands, and the queue that its results come back on."""
+
+    def __init__(self, request: RunningRequest, loop: asyncio.AbstractEventLoop) -> None:
+        self.request = request
+        self.loop = loop
+        self.results: asyncio.Queue[Result] = asyncio.Queue()
+
+
+class TransformersEngine:
+    """Serves jobs on one model; see server.engine.protocol.Engine.
+
+    The asyncio side only appends to two inboxes under a lock; the inference thread does all the rest and
+    hands each step's results back in one call per event loop.
+    """
+
+    def __init__(self, loaded: LoadedModel, limits: BatchLimits, max_waiting: int) -> None:
+        self.card = card_of(loaded, limits.context)
+        self._loaded = loaded
+        self._limits = limits
+        self._max_waiting = max_waiting
+        self._eos = end_tokens(loaded)
+        self._wake = threading.Condition()
+        self._arrived: deque[Ticket] = deque()
+        self._abandoned: deque[Ticket] = deque()
+        self._tickets: dict[RunningRequest, Ticket] = {}
+        self._outbox: list[tuple[Ticket, Result]] = []
+        self._state: EngineState = "starting"
+        self._reason: str | None = None
+        self._running = self._waiting = 0
+        self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
+
+    async def start(self) -> None:
+        self._state = "ready"
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Stop the inference thread after its current step; unfinished jobs end with EngineUnavailable."""
+        with self._wake:
+            if self._state == "ready":
+                self._state = "draining"
+            self._wake.notify()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def health(self) -> EngineHealth:
+        return EngineHealth(self._state, self._reason, self._running, self._waiting + len(self._arrived))
+
+    def stream(self, job: GenerationJob) -> AsyncGenerator[TokenEvent, None]:
+        request = RunningRequest(job, self._loaded.tokenizer, self._loaded.vocabulary_size, self._eos)
+        ticket = Ticket(request, asyncio.get_running_loop())
+        with self._wake:
+            self._refuse_excess()
+            self._arrived.append(ticket)
+            self._wake.notify()
+        return self._results(ticket)
+
+    def _refuse_excess(self) -> None:
+        if self._state != "ready":
+            raise EngineUnavailable(
+                f"the engine is {self._state}" + (f": {self._reason}" if self._reason else "")
+            )
+        if self._waiting + len(self._arrived) >= self._max_waiting:
+            raise EngineOverloaded(
+                f"{self._max_waiting} requests are waiting already; try again later", retry_after=RETRY_AFTER
+            )
+
+    async def _results(self, ticket: Ticket) -> AsyncGenerator[TokenEvent, None]:
+        finished = False
+        try:
+            while not finished:
+                result = await ticket.results.get()
+                finished = isinstance(result, SteeringError) or result.finish is not None
+                if isinstance(result, SteeringError):
+                    raise result
+                yield result
+        finally:
+            if not finished:
+                self._abandon(ticket)
+
+    def _abandon(self, ticket: Ticket) -> None:
+        with self._wake:
+            self._abandoned.append(ticket)
+            self._wake.notify()
+
+    def _serve(self) -> None:
+        """The inference thread: until told to stop, take what arrived, step, hand out the results."""
+        try:
+            with torch.inference_mode(), steered(self._loaded.blocks) as steering:
+                batcher = Batcher(self._loaded, steering, self._limits, self._emit)
+                while self._wait_for_work(batcher):
+                    batcher.step()
+                    self._running, self._waiting = batcher.running, batcher.waiting
+                    self._deliver()
+        except Exception as error:
+            logger.exception("the inference thread died")
+            self._state, self._reason = "dead", f"{type(error).__name__}: {error}"
+        finally:
+            self._dismiss()
+
+    def _wait_for_work(self, batcher: Batcher) -> bool:
+        """Take what arrived and what was abandoned; sleep while there is nothing; False: stop."""
+        with self._wake:
+            while self._state == "ready":
+                self._take_in(batcher)
+                if not batcher.idle:
+                    return True
+                self._running = self._waiting = 0
+                self._wake.wait()
+        return False
+
+    def _take_in(self, batcher: Batcher) -> None:
+        while self._arrived:
+            ticket = self._arrived.popleft()
+            self._tickets[ticket.request] = ticket
+            batcher.add(ticket.request)
+        while self._abandoned:
+            ticket = self._abandoned.popleft()
+            batcher.drop(ticket.request)
+            self._tickets.pop(ticket.request, None)
+        self._waiting = batcher.waiting
+
+    def _emit(self, request: RunningRequest, result: Result) -> None:
+        ticket = self._tickets[request]
+        if isinstance(result, SteeringError) or result.finish:
+            del self._tickets[request]
+        self._outbox.append((ticket, result))
+
+    def _deliver(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Result]]] = {}
+        for ticket, result in outbox:
+            by_loop.setdefault(ticket.loop, []).append((ticket, result))
+        for loop, results in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(put_all, results)
+            except RuntimeError:
+                # The event loop was closed under its requests: nobody is left to read.
+                logger.debug("results dropped: the event loop is closed")
+
+    def _dismiss(self) -> None:
+        """End every job that is left."""
+        with self._wake:
+            if self._state != "dead":
+                self._state = "draining"
+            left = [*self._tickets.values(), *self._arrived]
+            self._tickets.clear()
+            self._arrived.clear()
+            self._running = self._waiting = 0
+        why = f"the engine stopped: {self._reason}" if self._reason else "the server is shutting down"
+        self._outbox.extend((ticket, EngineUnavailable(why)) for ticket in left)
+        self._deliver()
+
+
+def put_all(results: list[tuple[Ticket, Result]]) -> None:
+    for ticket, result in results:
+        ticket.results.put_nowait(result)
+
+
+def end_tokens(loaded: LoadedModel) -> frozenset[int]:
+    """Return the tokens that end an answer, by the generation settings and the tokenizer."""
+    configured = getattr(loaded.model.generation_config, "eos_token_id", None)
+    tokens = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*tokens, loaded.tokenizer.eos_token_id] if token is not None)
+
+
+def card_of(loaded: LoadedModel, context: int) -> ModelCard:
+    return ModelCard(
+        identity=loaded.identity,
+        tokenizer=loaded.tokenizer,
+        context_length=context,
+        vocabulary_size=loaded.vocabulary_size,
+        device=str(loaded.device),
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+    )
+
+
+class EngineSettings(Protocol):
+    """What of the server's settings the engine reads; see server.config."""
+
+    model: str | None
+    cache_dir: Path
+    dtype: str
+    device: str
+    threads: int | None
+    max_batch_size: int
+    max_waiting: int
+    max_context: int | None
+    prefill_chunk: int | None
+    kv_cache_gb: float | None
+
+
+def create_engine(settings: EngineSettings) -> TransformersEngine:
+    """Load the model and return an engine for it, not yet started; raises ModelUnavailable."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    loaded = load_model(settings.model, settings.cache_dir, settings.dtype, settings.device)
+    room = cache_tokens(loaded, settings.kv_cache_gb)
+    context = min(settings.max_context or loaded.context_length, loaded.context_length, room)
+    default_prefill = PREFILL_ON_GPU if loaded.device.type == "cuda" else PREFILL_ON_CPU
+    limits = BatchLimits(
+        slots=settings.max_batch_size,
+        prefill=settings.prefill_chunk or default_prefill,
+        cache=room,
+        context=context,
+    )
+    return TransformersEngine(loaded, limits, settings.max_waiting)

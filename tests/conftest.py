@@ -1,0 +1,24 @@
+"""Fixtures that all tests share: tiny models on disk and in memory."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from steering.loading import LoadedModel
+from tests.tiny_models import load_tiny
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedModel]:
+    """Return a function from family to its tiny model, loaded once."""
+    loaded: dict[str, LoadedModel] = {}
+
+    def load(family: str) -> LoadedModel:
+        if family not in loaded:
+            loaded[family] = load_tiny(family, tmp_path_factory.mktemp(family))
+        return loaded[family]
+
+    return load
