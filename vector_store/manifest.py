@@ -1,13 +1,23 @@
 """A profile's manifest: what was built, from what, for which model, and how well it works."""
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from steering.types import ModelIdentity, Positions
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def finite(values: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """Return the values, which must be JSON that every client can read: NaN and infinity are not."""
+    json.dumps(values, allow_nan=False)
+    return values
+
+
+FiniteJson = Annotated[dict[str, JsonValue], AfterValidator(finite)]
 
 
 class Record(BaseModel):
@@ -49,12 +59,12 @@ class Manifest(Record):
     positions: Positions = "all"
     tokens: Literal["all", "text", "image"] = "all"
     method: str
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    parameters: FiniteJson = Field(default_factory=dict)
     pairs: PairsRecord | None = None
     seed: int = 0
     libraries: dict[str, str] = Field(default_factory=dict)
-    calibration: dict[str, JsonValue] = Field(default_factory=dict)
-    evidence: dict[str, JsonValue] = Field(default_factory=dict)
+    calibration: FiniteJson = Field(default_factory=dict)
+    evidence: FiniteJson = Field(default_factory=dict)
     created: str = ""
     digest: Sha256 = "0" * 64
 

@@ -7,8 +7,15 @@ from typing import Protocol
 
 from torch import Tensor
 
+from steering.errors import SteeringError
 from steering.types import SteeringVectors
 from vector_store.manifest import Manifest
+
+
+class StoreNotWritable(SteeringError):
+    """A profile cannot be published here: no permission, no space, or something is in the way."""
+
+    code = "store_not_writable"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +29,10 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class ProfileEntry:
-    """One line of a listing; problem says why a profile cannot be used at all (corrupt), else None."""
+    """One line of a listing; problem says why a profile cannot be used at all (corrupt), else None.
+
+    version is 0 where not even the versions can be listed.
+    """
 
     name: str
     version: int
@@ -34,7 +44,10 @@ class VectorStore(Protocol):
     """The seam to where profiles lie; versions are 1, 2, 3, ... and immutable once published."""
 
     def get(self, name: str, version: int | None = None) -> Profile:
-        """Return the version, or the newest; ProfileNotFound suggests the nearest name, ProfileCorrupt says why."""
+        """Return the version, or the newest.
+
+        ProfileNotFound suggests the nearest name, ProfileCorrupt says why; an older version never stands in.
+        """
         ...
 
     def entries(self) -> list[ProfileEntry]:
@@ -48,5 +61,8 @@ class VectorStore(Protocol):
     def publish(
         self, manifest: Manifest, deltas: Mapping[int, Tensor], attachments: Mapping[str, bytes], /
     ) -> Profile:
-        """Store a new version atomically and return it; the manifest's version and digest are filled in here."""
+        """Store a new version atomically and return it; the manifest's version and digest are filled in.
+
+        ProfileCorrupt if the profile would not pass its own checks, StoreNotWritable if it cannot be stored.
+        """
         ...
