@@ -1,0 +1,185 @@
+"""From a request's steering, wherever it stands, to a plan."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from server.steering_syntax import (
+    WrittenTerm,
+    parse_profile,
+    parse_steering,
+    parse_strength,
+    written,
+)
+from server.wire import MAX_TERMS, SteeringRequest, TermRequest
+from steering.errors import InvalidSteering, ProfileIncompatible, ProfileNotFound
+from steering.types import ModelIdentity, Positions, SteeringPlan, SteeringTerm
+from vector_store.manifest import incompatibility
+from vector_store.names import quoted
+from vector_store.store import Profile, VectorStore
+
+PROFILE_HEADER = "X-Steering-Profile"
+STRENGTH_HEADER = "X-Steering-Strength"
+
+
+@dataclass(frozen=True, slots=True)
+class AskedTerm:
+    """One term as asked for; None where nothing was said.
+
+    place: the path that errors name; keyed: whether the term has keys to be named after it.
+    """
+
+    place: str
+    keyed: bool
+    name: str
+    version: int | None
+    strength: float | None
+    layers: tuple[int, ...] | None = None
+    positions: Positions | None = None
+    tokens: str | None = None
+
+    def at(self, key: str) -> str:
+        return f"{self.place}.{key}" if self.keyed else self.place
+
+
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """Turns asked terms into plan terms: the store, the model that they must fit, and the cap on strength."""
+
+    store: VectorStore
+    model: ModelIdentity
+    max_strength: float
+
+    def plan(self, terms: Sequence[AskedTerm]) -> SteeringPlan:
+        return SteeringPlan(tuple(self.term(term) for term in terms))
+
+    def term(self, asked: AskedTerm) -> SteeringTerm:
+        strength = self._strength(asked)
+        profile = self._profile(asked)
+        return SteeringTerm(
+            profile.vectors,
+            strength,
+            layers_of(asked, profile),
+            asked.positions or profile.vectors.positions,
+        )
+
+    def _strength(self, asked: AskedTerm) -> float:
+        strength = 1.0 if asked.strength is None else asked.strength
+        if abs(strength) > self.max_strength:
+            raise InvalidSteering(
+                f"strength {strength:g} of profile '{asked.name}' is beyond this server's cap: "
+                f"it may lie from {-self.max_strength:g} to {self.max_strength:g}",
+                asked.at("strength"),
+            )
+        return strength
+
+    def _profile(self, asked: AskedTerm) -> Profile:
+        try:
+            profile = self.store.get(asked.name, asked.version)
+        except ProfileNotFound as error:
+            raise ProfileNotFound(error.message, asked.at("profile")) from error
+        reason = incompatibility(profile.manifest, self.model)
+        if reason is not None:
+            raise ProfileIncompatible(
+                f"profile '{asked.name}' does not fit the model: {reason}", asked.at("profile")
+            )
+        if "image" in (asked.tokens, profile.manifest.tokens):
+            raise InvalidSteering(
+                "this model takes no images: it has no image tokens to steer", asked.at("tokens")
+            )
+        return profile
+
+
+def layers_of(asked: AskedTerm, profile: Profile) -> tuple[int, ...]:
+    """Return the term's layers in order: those asked for, else all that the profile has."""
+    if asked.layers is None:
+        return profile.vectors.layers
+    if len(set(asked.layers)) != len(asked.layers):
+        raise InvalidSteering("layers are repeated; name each once", asked.at("layers"))
+    missing = sorted(set(asked.layers) - set(profile.vectors.layers))
+    if missing:
+        raise InvalidSteering(
+            f"profile '{asked.name}' has no vector at {some(missing)}; it has {some(profile.vectors.layers)}",
+            asked.at("layers"),
+        )
+    return tuple(sorted(asked.layers))
+
+
+def some(layers: Sequence[int]) -> str:
+    shown = ", ".join(str(layer) for layer in layers[:64])
+    return f"layer{'s' if len(layers) > 1 else ''} {shown}{', …' if len(layers) > 64 else ''}"
+
+
+def asked_in_body(steering: SteeringRequest | None) -> list[AskedTerm] | None:
+    """Return the terms of the body's `steering`, None where it is absent."""
+    if steering is None:
+        return None
+    if isinstance(steering, str):
+        return asked_in_string(steering, "steering")
+    if isinstance(steering, TermRequest):
+        return [asked_in_object(steering, "steering")]
+    return [asked_in_object(term, f"steering[{index}]") for index, term in enumerate(steering)]
+
+
+def asked_in_object(term: TermRequest, place: str) -> AskedTerm:
+    name, version = parse_profile(term.profile, f"{place}.profile")
+    layers = None if term.layers is None else tuple(term.layers)
+    return AskedTerm(place, True, name, version, term.strength, layers, term.positions, term.tokens)
+
+
+def asked_in_string(text: str, place: str) -> list[AskedTerm]:
+    terms = parse_steering(text, place)
+    if len(terms) > MAX_TERMS:
+        raise InvalidSteering(f"{len(terms)} steering terms are too many; {MAX_TERMS} is the most", place)
+    return [AskedTerm(place, False, term.name, term.version, term.strength) for term in terms]
+
+
+def asked_in_headers(headers: Mapping[str, str]) -> list[AskedTerm] | None:
+    """Return the terms of the steering headers, None where there are none; header names ignore case."""
+    profile, strength = headers.get(PROFILE_HEADER), headers.get(STRENGTH_HEADER)
+    if profile is None and strength is None:
+        return None
+    if profile is None:
+        raise InvalidSteering(f"{STRENGTH_HEADER} needs {PROFILE_HEADER} beside it", STRENGTH_HEADER)
+    terms = asked_in_string(profile, PROFILE_HEADER)
+    if strength is None:
+        return terms
+    if len(terms) > 1 or terms[0].strength is not None:
+        raise InvalidSteering(
+            f"{STRENGTH_HEADER} is the strength of one profile named without a strength, "
+            f"but {PROFILE_HEADER} is {quoted(profile)}",
+            STRENGTH_HEADER,
+        )
+    only = terms[0]
+    return [
+        AskedTerm(STRENGTH_HEADER, False, only.name, only.version, parse_strength(strength, STRENGTH_HEADER))
+    ]
+
+
+def agreed_plan(sources: Sequence[Sequence[AskedTerm] | None], resolver: Resolver) -> SteeringPlan:
+    """Return the plan that all present sources ask for; two that disagree are an error that names both."""
+    plans = [(terms, resolver.plan(terms)) for terms in sources if terms is not None]
+    if not plans:
+        return SteeringPlan()
+    (first_terms, first), *others = plans
+    for terms, plan in others:
+        if meaning(plan) != meaning(first):
+            raise InvalidSteering(
+                f"{said(first_terms)} and {said(terms)} disagree; say the steering once",
+                place_of(terms),
+            )
+    return first
+
+
+def meaning(plan: SteeringPlan) -> list[tuple[object, ...]]:
+    """Return what two plans must have in common to be the same; the order of terms is not in it."""
+    return sorted((t.vectors.name, t.vectors.version, t.strength, t.layers, t.positions) for t in plan.terms)
+
+
+def said(terms: Sequence[AskedTerm]) -> str:
+    text = written([WrittenTerm(term.name, term.version, term.strength) for term in terms])
+    return f"{place_of(terms)} ({quoted(text)})"
+
+
+def place_of(terms: Sequence[AskedTerm]) -> str:
+    """Return the source that the terms came from; only the body can hold an empty list."""
+    return terms[0].place.split("[")[0] if terms else "steering"
