@@ -1,0 +1,73 @@
+"""create_app: the only wiring."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.config import Settings
+from server.engine.protocol import Engine
+from server.metrics import Metrics
+from server.middleware import BodyLimit, Envelope, KeyCheck
+from server.naming import served_name
+from server.problems import problem_of
+from server.routes import chat, models, operations, profiles
+from server.service import Service
+from server.steering_option import Resolver
+from server.translate import Translator
+from steering.errors import SteeringError
+from vector_store.store import VectorStore
+
+ERROR_ANSWER = {"description": "OpenAI's error object: message, type, param and code."}
+
+
+def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAPI:
+    """Return the application; it starts the engine with its lifespan and closes it."""
+    metrics = Metrics(engine)
+    app = FastAPI(
+        title="grainserve",
+        version=version("grainserve"),
+        lifespan=running(engine),
+        redirect_slashes=False,
+        responses={"4XX": ERROR_ANSWER, "5XX": ERROR_ANSWER},
+        middleware=[
+            Middleware(Envelope, metrics=metrics),
+            Middleware(KeyCheck, keys=settings.api_key),
+            Middleware(BodyLimit, limit=settings.max_body_bytes),
+        ],
+        exception_handlers={SteeringError: answer_problem, HTTPException: answer_problem},
+    )
+    app.state.service = Service(settings, engine, store, metrics, translator(settings, engine, store))
+    for routes in (chat, models, profiles, operations):
+        app.include_router(routes.router)
+    return app
+
+
+def translator(settings: Settings, engine: Engine, store: VectorStore) -> Translator:
+    identity = engine.card.identity
+    return Translator(
+        engine.card,
+        served_name(identity.id, settings.served_model_name),
+        Resolver(store, identity, settings.max_strength),
+    )
+
+
+def running(engine: Engine) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        try:
+            yield
+        finally:
+            await engine.close()
+
+    return lifespan
+
+
+async def answer_problem(_request: Request, error: Exception) -> Response:
+    return problem_of(error).response()

@@ -1,0 +1,119 @@
+"""What stands around every route: request ids, counting, keys, and the limit on bodies."""
+
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Sequence
+
+from pydantic import SecretStr
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.metrics import Metrics
+from server.problems import BodyTooLarge, KeyRefused, problem_of
+from steering.errors import SteeringError
+
+logger = logging.getLogger(__name__)
+OPEN_PATHS = frozenset({"/health", "/ready"})
+UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
+MAX_ID = 128
+
+
+class Envelope:
+    """Gives each request an id, counts and times it, and answers when nothing else did."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_of(Headers(scope=scope))
+        started, status = time.perf_counter(), 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception as error:
+            if not isinstance(error, SteeringError):
+                logger.exception("request %s failed", request_id)
+            if status:
+                raise
+            await problem_of(error).response()(scope, receive, send_marked)
+        finally:
+            self._count(scope, status, time.perf_counter() - started)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(route, str(status or "none")).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+
+
+def request_id_of(headers: Headers) -> str:
+    """Return the caller's request id, cut to what is safe to echo and log, or a new one."""
+    return UNSAFE.sub("", headers.get("x-request-id", ""))[:MAX_ID] or uuid.uuid4().hex
+
+
+class KeyCheck:
+    """Lets a request through if it carries one of the keys; health checks need none."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[SecretStr]) -> None:
+        self._app = app
+        self._digests = [digest(key.get_secret_value().encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and self._digests:
+            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not self._knows(key.strip()):
+                raise KeyRefused("no valid API key; send it as 'Authorization: Bearer <key>'")
+        await self._app(scope, receive, send)
+
+    def _knows(self, key: str) -> bool:
+        """Compare with every key, so that the time taken tells nothing; header bytes are Latin-1."""
+        shown = digest(key.encode("latin-1"))
+        return sum(hmac.compare_digest(shown, known) for known in self._digests) > 0
+
+
+def digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class BodyLimit:
+    """Counts a body while it is read, announced or not, and refuses one that is too large."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced[:20]) > self._limit:
+            self._refuse()
+        read = 0
+
+        async def receive_counted() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self._limit:
+                self._refuse()
+            return message
+
+        await self._app(scope, receive_counted, send)
+
+    def _refuse(self) -> None:
+        raise BodyTooLarge(f"the body is larger than {self._limit} bytes, the most that this server reads")

@@ -1,0 +1,156 @@
+"""Everything that can go wrong, told as OpenAI's error object."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from server.wire import TAGS, ChatRequest, Message, StreamOptions, TermRequest, TextPart
+from steering.errors import EngineOverloaded, InvalidRequest, InvalidSteering, SteeringError
+
+MAX_ERRORS = 10
+MAX_LENGTH = 200
+
+# Where a field stands in the body -> the model that knows its neighbours.
+NEIGHBOURS: dict[str, type[BaseModel]] = {
+    "": ChatRequest,
+    "steering": TermRequest,
+    "messages": Message,
+    "content": TextPart,
+    "stream_options": StreamOptions,
+}
+CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "unsupported_parameter": "unsupported_parameter",
+    "missing": "missing_required_parameter",
+    "json_invalid": "invalid_json",
+    "invalid_type": "invalid_type",
+}
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class WrongContentType(InvalidRequest):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class KeyRefused(InvalidRequest):
+    status = 401
+    code = "invalid_api_key"
+
+
+class BodyRefused(InvalidRequest):
+    """The body is no valid request; the cause says where."""
+
+    def __init__(self, cause: ValidationError) -> None:
+        super().__init__("the body is not a valid request")
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as it goes out: OpenAI's object, an HTTP status, and headers."""
+
+    status: int
+    message: str
+    code: str
+    param: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> bytes:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return to_json({"error": told})
+
+    def response(self) -> Response:
+        return Response(self.body(), self.status, dict(self.headers), "application/json")
+
+
+def problem_of(error: Exception) -> Problem:
+    """Return what the caller is told; an error that is not meant for callers tells nothing of itself."""
+    if isinstance(error, BodyRefused):
+        return problem_of_body(error.cause)
+    if isinstance(error, SteeringError):
+        return Problem(error.status, error.message, error.code, clip(error.param), headers_of(error))
+    if isinstance(error, HTTPException):
+        code = HTTP_CODES.get(error.status_code, "invalid_request")
+        phrase = f"{HTTPStatus(error.status_code).phrase}; see /openapi.json for what is served"
+        return Problem(error.status_code, phrase, code, headers=error.headers or {})
+    return Problem(500, "the server failed on this request; its log says why", "internal_error")
+
+
+def headers_of(error: SteeringError) -> dict[str, str]:
+    if isinstance(error, EngineOverloaded):
+        return {"retry-after": str(error.retry_after)}
+    if isinstance(error, KeyRefused):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, BodyTooLarge):
+        return {"connection": "close"}  # the rest of the body stays unread
+    return {}
+
+
+def problem_of_body(error: ValidationError) -> Problem:
+    """Return a validation answer: the first error's path and code, ten errors of 200 characters at most."""
+    details = error.errors(include_url=False, include_input=False, include_context=False)
+    first = details[0]
+    code = CODES.get(first["type"], "invalid_type" if first["type"].endswith("_type") else "invalid_value")
+    if first["loc"][:1] == ("steering",):
+        code = InvalidSteering.code
+    message = "; ".join(described(details))
+    return Problem(400, message, code, clip(param_of(first["loc"]) or None))
+
+
+def described(details: list[ErrorDetails]) -> Iterator[str]:
+    for detail in details[:MAX_ERRORS]:
+        place = param_of(detail["loc"])
+        yield clip(f"{place}: {message_of(detail)}" if place else message_of(detail))
+    if len(details) > MAX_ERRORS:
+        yield f"and {len(details) - MAX_ERRORS} more"
+
+
+def message_of(detail: ErrorDetails) -> str:
+    if detail["type"] == "extra_forbidden":
+        return f"unknown field{nearest(str(detail['loc'][-1]), known_beside(detail['loc']))}"
+    if detail["type"] == "missing":
+        return "required"
+    if detail["type"] == "model_type":
+        return "must be an object"
+    return detail["msg"]
+
+
+def known_beside(location: tuple[int | str, ...]) -> list[str]:
+    """Return the fields that the object at the location has."""
+    parents = [part for part in location[:-1] if isinstance(part, str) and part not in TAGS]
+    return list(NEIGHBOURS[parents[-1] if parents else ""].model_fields)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    found = difflib.get_close_matches(name[:MAX_LENGTH], known, n=1)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def param_of(location: tuple[int | str, ...]) -> str:
+    """Return the path in OpenAI's notation: messages[0].content."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in TAGS:
+            path += f".{part}" if path else part
+    return path
+
+
+def clip(text: Any) -> Any:
+    """Return the text, no longer than an answer may quote; None stays None."""
+    return text if text is None or len(text) <= MAX_LENGTH else f"{text[: MAX_LENGTH - 1]}…"

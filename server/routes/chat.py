@@ -1,0 +1,67 @@
+"""POST /v1/chat/completions."""
+
+import time
+import uuid
+from functools import partial
+
+from fastapi import APIRouter
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.disconnects import ClientLeft, while_connected
+from server.generation import admit, chunked, close, collected, merged
+from server.metrics import Meter, metered
+from server.problems import BodyRefused, WrongContentType
+from server.service import Service, service_of
+from server.sse import EventStream, framed_all
+from server.translate import Run
+from server.wire import ChatRequest
+
+router = APIRouter()
+CLIENT_LEFT = 499
+PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema"
+SCHEMA = ChatRequest.model_json_schema(ref_template=f"{PLACE}/$defs/{{model}}")
+DOCUMENTED = {"requestBody": {"required": True, "content": {"application/json": {"schema": SCHEMA}}}}
+
+
+@router.post("/v1/chat/completions", openapi_extra=DOCUMENTED)
+async def create_chat_completion(request: Request) -> Response:
+    """Answer a conversation, steered as the request says."""
+    started = time.perf_counter()
+    service = service_of(request)
+    run = await read_run(request, service)
+    streams = await admit(service.engine, run.jobs)
+    events = metered(merged(streams), Meter(service.metrics, run, started))
+    if run.stream:
+        return EventStream(framed_all(chunked(run, events)), partial(close, streams))
+    try:
+        body = await while_connected(request.receive, collected(run, events))
+    except ClientLeft:
+        return Response(status_code=CLIENT_LEFT)
+    finally:
+        await close(streams)
+    return Response(to_json(body), media_type="application/json")
+
+
+async def read_run(request: Request, service: Service) -> Run:
+    """Return the run of the request; parsing, rendering and tokenising stay off the event loop."""
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise WrongContentType("send the body as JSON, with 'Content-Type: application/json'")
+    body = await request.body()
+    return await run_in_threadpool(translated, body, request, service)
+
+
+def translated(body: bytes, request: Request, service: Service) -> Run:
+    run_id = f"chatcmpl-{uuid.uuid4().hex}"
+    return service.translator.run_of(parsed(body), request.headers, run_id, int(time.time()))
+
+
+def parsed(body: bytes) -> ChatRequest:
+    try:
+        return ChatRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise BodyRefused(error) from None

@@ -1,0 +1,55 @@
+"""GET /v1/models: the model, and the model with each profile that fits it."""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from server.service import Service, service_of
+from server.steering_option import asked_in_string
+from steering.errors import InvalidRequest, ModelNotFound
+from vector_store.manifest import incompatibility
+
+router = APIRouter()
+STARTED = int(time.time())
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    service = service_of(request)
+    name = service.translator.served.name
+    profiles = await run_in_threadpool(compatible_profiles, service)
+    steered = [described(f"{name}:{profile}", name) for profile in profiles]
+    return {"object": "list", "data": [described(name, None), *steered]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def retrieve_model(request: Request, model_id: str) -> dict[str, Any]:
+    """Describe the model under its name, or under its name and any steering that works."""
+    service = service_of(request)
+    suffix = service.translator.served.suffix_of(model_id)
+    if suffix is None:
+        return described(model_id, None)
+    try:
+        await run_in_threadpool(service.translator.resolver.plan, asked_in_string(suffix, "model"))
+    except InvalidRequest as error:
+        raise ModelNotFound(error.message, "model") from error
+    return described(model_id, model_id.removesuffix(f":{suffix}"))
+
+
+def compatible_profiles(service: Service) -> list[str]:
+    identity = service.engine.card.identity
+    return [
+        entry.name
+        for entry in service.store.entries()
+        if entry.manifest is not None
+        and entry.problem is None
+        and incompatibility(entry.manifest, identity) is None
+    ]
+
+
+def described(model_id: str, parent: str | None) -> dict[str, Any]:
+    model = {"id": model_id, "object": "model", "created": STARTED, "owned_by": "grainserve"}
+    return model if parent is None else {**model, "parent": parent}

@@ -1,0 +1,41 @@
+"""/health, /ready and /metrics: how the server is doing."""
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from server.engine.protocol import EngineHealth
+from server.service import service_of
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """Say how the engine is; 503 when it is dead and the process should be replaced."""
+    found = service_of(request).engine.health()
+    return report(found, found.state != "dead")
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
+    """Say whether requests should be sent here now."""
+    found = service_of(request).engine.health()
+    return report(found, found.state == "ready")
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    text = generate_latest(service_of(request).metrics.registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def report(found: EngineHealth, good: bool) -> Response:
+    told = {
+        "status": found.state,
+        "reason": found.reason,
+        "running": found.running,
+        "waiting": found.waiting,
+    }
+    return JSONResponse(told, 200 if good else 503)

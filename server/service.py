@@ -1,0 +1,26 @@
+"""What every route needs, in one value."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from server.config import Settings
+from server.engine.protocol import Engine
+from server.metrics import Metrics
+from server.translate import Translator
+from vector_store.store import VectorStore
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    settings: Settings
+    engine: Engine
+    store: VectorStore
+    metrics: Metrics
+    translator: Translator
+
+
+def service_of(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
