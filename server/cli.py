@@ -1,0 +1,76 @@
+"""The `grainserve` command."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from server.config import BadSettings, Settings, load_settings
+from server.profiles_cli import profiles_app
+
+app = typer.Typer(
+    help="An OpenAI-compatible inference server in which activation steering is a request option.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(profiles_app, name="profiles")
+
+
+def flag(setting: str) -> Any:
+    """Return the option of a setting, with its description as help."""
+    return typer.Option(help=Settings.model_fields[setting].description, show_default=False)
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, flag("model")] = None,
+    served_model_name: Annotated[str | None, flag("served_model_name")] = None,
+    host: Annotated[str | None, flag("host")] = None,
+    port: Annotated[int | None, flag("port")] = None,
+    dtype: Annotated[str | None, flag("dtype")] = None,
+    device: Annotated[str | None, flag("device")] = None,
+    store: Annotated[Path | None, flag("store")] = None,
+    cache_dir: Annotated[Path | None, flag("cache_dir")] = None,
+    max_batch_size: Annotated[int | None, flag("max_batch_size")] = None,
+    max_waiting: Annotated[int | None, flag("max_waiting")] = None,
+    max_context: Annotated[int | None, flag("max_context")] = None,
+    prefill_chunk: Annotated[int | None, flag("prefill_chunk")] = None,
+    kv_cache_gb: Annotated[float | None, flag("kv_cache_gb")] = None,
+    threads: Annotated[int | None, flag("threads")] = None,
+    api_key: Annotated[list[str] | None, flag("api_key")] = None,
+    max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
+    max_strength: Annotated[float | None, flag("max_strength")] = None,
+    log_level: Annotated[str | None, flag("log_level")] = None,
+    config: Annotated[
+        Path | None, typer.Option(envvar="GRAINSERVE_CONFIG", help="TOML file of settings.")
+    ] = None,
+) -> None:
+    """Serve a model. A flag goes before the environment (GRAINSERVE_*), which goes before the file."""
+    given = {name: value for name, value in locals().items() if name != "config"}
+    try:
+        settings = load_settings(given, config)
+    except BadSettings as error:
+        fail(str(error), 2)
+    from server.serving import CannotServe, serve_forever  # torch loads slowly; --help should not
+
+    try:
+        serve_forever(settings)
+    except CannotServe as error:
+        fail(str(error), 1)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    typer.echo(version("grainserve"))
+
+
+def fail(message: str, status: int) -> None:
+    for line in message.splitlines():
+        typer.echo(f"grainserve: {line}", err=True)
+    raise typer.Exit(status)
+
+
+def main() -> None:
+    app()

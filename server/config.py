@@ -1,0 +1,123 @@
+"""The server's settings: a flag goes before the environment (GRAINSERVE_*), which goes before the file."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_cache_path, user_data_path
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+
+class BadSettings(Exception):
+    """The settings cannot be used; the message says which and why."""
+
+
+def split_keys(value: Any) -> Any:
+    """Return the keys of a comma-separated string; one without any key is a mistake, not an open door."""
+    if not isinstance(value, str):
+        return value
+    keys = [key.strip() for key in value.split(",") if key.strip()]
+    if value and not keys:
+        raise ValueError("holds no key")
+    return keys
+
+
+def refuse_empty_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+    if not all(key.get_secret_value().strip() for key in keys):
+        raise ValueError("a key is empty")
+    return keys
+
+
+Keys = Annotated[
+    tuple[SecretStr, ...], NoDecode, BeforeValidator(split_keys), AfterValidator(refuse_empty_keys)
+]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+class Settings(BaseSettings):
+    """All that can be set; the fields' descriptions are the flags' help."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GRAINSERVE_", extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+    )
+
+    model: str | None = Field(
+        None, min_length=1, description="Model id or directory; none: the embedded one."
+    )
+    served_model_name: str | None = Field(None, min_length=1, description="The name that clients see.")
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="The weights' type.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    store: UserPath = Field(
+        default_factory=lambda: user_data_path("grainserve") / "profiles",
+        description="Directory of profiles.",
+    )
+    cache_dir: UserPath = Field(
+        default_factory=lambda: user_cache_path("grainserve"), description="Directory for converted weights."
+    )
+    max_batch_size: int = Field(32, ge=1, description="Requests that run in one batch.")
+    max_waiting: int = Field(256, ge=0, description="Requests that may wait; more are answered with 503.")
+    max_context: int | None = Field(None, ge=1, description="Context in tokens; none: the model's.")
+    prefill_chunk: int | None = Field(None, ge=1, description="Prompt tokens of one prefill step.")
+    kv_cache_gb: float | None = Field(None, gt=0, description="Memory for the KV cache.")
+    threads: int | None = Field(None, ge=1, description="Threads of the model on a CPU.")
+    api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body.")
+    max_strength: float = Field(4.0, ge=0, description="Largest steering strength, either sign.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+
+
+def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Return the settings of the given flags, the environment and the file, or raise BadSettings."""
+    written = read_file(config) if config is not None else {}
+
+    class Layered(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, written)
+
+    try:
+        return Layered(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        raise BadSettings("\n".join(complaints(error))) from None
+    except SettingsError as error:
+        raise BadSettings(str(error)) from None
+
+
+def read_file(config: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(config.read_text("utf-8"))
+    except OSError as error:
+        raise BadSettings(f"cannot read the settings in {config}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{config} is not TOML: {error}") from None
+
+
+def complaints(error: ValidationError) -> list[str]:
+    """Return a line for each bad setting; values stay out of it, one may be a key."""
+    lines = []
+    for detail in error.errors(include_url=False, include_input=False):
+        name = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            lines.append(f"{name}: there is no such setting")
+        else:
+            variable = f"GRAINSERVE_{str(detail['loc'][0]).upper()}" if detail["loc"] else ""
+            lines.append(f"{name}: {detail['msg']} (from a flag, {variable} or the file)")
+    return lines

@@ -1,0 +1,130 @@
+"""From settings to a running process: the socket, the model, the banner, uvicorn, and a clean end."""
+
+import json
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+
+from server.app import create_app
+from server.config import Settings
+from server.engine.transformers_engine import create_engine
+from server.routes.models import compatible_profiles
+from server.service import Service
+from steering.errors import SteeringError
+from vector_store.local import open_store
+
+GRACE_SECONDS = 10
+
+
+class CannotServe(Exception):
+    """The server cannot start; the message says why."""
+
+
+class AnnouncedServer(uvicorn.Server):
+    """A uvicorn server that says when it accepts requests."""
+
+    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            raise CannotServe(f"cannot listen: {error.strerror}; choose another --port") from error
+        self._announce()
+
+
+def serve_forever(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; raises CannotServe."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    with ending_cleanly(), bound(settings.host, settings.port) as listener:
+        app = load_app(settings)
+        server = AnnouncedServer(uvicorn_config(app, settings), lambda: announce(app, listener))
+        server.run(sockets=[listener])
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """Make SIGTERM and SIGINT end the process with status 0, while loading and after serving."""
+
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """Take the address before the slow work; nothing is accepted on it yet."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CannotServe(f"cannot listen on {host}: {error.strerror}") from error
+    with listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            ) from error
+        yield listener
+
+
+def load_app(settings: Settings) -> FastAPI:
+    try:
+        return create_app(settings, create_engine(settings), open_store(settings.store))
+    except SteeringError as error:
+        raise CannotServe(error.message) from error
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="debug" if settings.log_level == "debug" else "warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+
+
+def announce(app: FastAPI, listener: socket.socket) -> None:
+    """Print what is served, where, which profiles fit, and a request to try."""
+    service: Service = app.state.service
+    card, name = service.engine.card, service.translator.served.name
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    profiles = compatible_profiles(service)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console.print(f"grainserve serves {name} on {card.device} in {card.dtype}, context {card.context_length}")
+    console.print(f"address   {address}/v1")
+    console.print(f"profiles  {', '.join(profiles) or 'none that fits this model'}")
+    console.print(f"try       {example(address, name, profiles, bool(service.settings.api_key))}")
+
+
+def example(address: str, model: str, profiles: list[str], keyed: bool) -> str:
+    steering = {"steering": {"profile": profiles[0], "strength": 1.0}} if profiles else {}
+    message = {"role": "user", "content": "How was your day?"}
+    body = json.dumps({"model": model, "messages": [message], "max_tokens": 64, **steering})
+    key = " -H 'Authorization: Bearer <key>'" if keyed else ""
+    quoted_body = body.replace("'", "'\\''")
+    return f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted_body}'"
