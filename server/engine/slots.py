@@ -65,7 +65,7 @@ class SlotLayer(CacheLayerMixin):
         self.keys, self.values = (resized(old, slots, length) for old in (self.keys, self.values))
 
     def release(self) -> None:
-        self.keys = self.values = None
+        self.keys = self.values = None  # type: ignore[assignment]
         self.is_initialized = False
 
     def move(self, source: int, target: int, length: int) -> None:

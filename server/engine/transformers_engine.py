@@ -11,8 +11,16 @@ from typing import Protocol
 import torch
 
 from server.engine.batcher import Batcher, BatchLimits
+from server.engine.layout import store_column_major
 from server.engine.memory import cache_tokens
-from server.engine.protocol import EngineHealth, EngineState, GenerationJob, ModelCard, TokenEvent
+from server.engine.protocol import (
+    EngineHealth,
+    EngineState,
+    GenerationJob,
+    ModelCard,
+    SamplingParams,
+    TokenEvent,
+)
 from server.engine.running import RunningRequest
 from steering.errors import EngineOverloaded, EngineUnavailable, SteeringError
 from steering.hooks import steered
@@ -23,6 +31,7 @@ logger = logging.getLogger(__name__)
 # Prompt tokens a step while others decode: on two cores a piece takes about as long as a decode step.
 PREFILL_ON_CPU, PREFILL_ON_GPU = 256, 2048
 RETRY_AFTER = 2
+WARM_UP = GenerationJob("warm-up", (0,) * 8, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))
 
 Result = TokenEvent | SteeringError
 
@@ -60,8 +69,11 @@ class TransformersEngine:
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
 
     async def start(self) -> None:
+        """Start the inference thread and send one small job through it, so that nobody meets cold weights."""
         self._state = "ready"
         self._thread.start()
+        async for _ in self.stream(WARM_UP):
+            pass
 
     async def close(self) -> None:
         """Stop the inference thread after its current step; unfinished jobs end with EngineUnavailable."""
@@ -207,16 +219,35 @@ def card_of(loaded: LoadedModel, context: int) -> ModelCard:
 class EngineSettings(Protocol):
     """What of the server's settings the engine reads; see server.config."""
 
-    model: str | None
-    cache_dir: Path
-    dtype: str
-    device: str
-    threads: int | None
-    max_batch_size: int
-    max_waiting: int
-    max_context: int | None
-    prefill_chunk: int | None
-    kv_cache_gb: float | None
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def cache_dir(self) -> Path: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def threads(self) -> int | None: ...
+
+    @property
+    def max_batch_size(self) -> int: ...
+
+    @property
+    def max_waiting(self) -> int: ...
+
+    @property
+    def max_context(self) -> int | None: ...
+
+    @property
+    def prefill_chunk(self) -> int | None: ...
+
+    @property
+    def kv_cache_gb(self) -> float | None: ...
 
 
 def create_engine(settings: EngineSettings) -> TransformersEngine:
@@ -224,6 +255,8 @@ def create_engine(settings: EngineSettings) -> TransformersEngine:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     loaded = load_model(settings.model, settings.cache_dir, settings.dtype, settings.device)
+    if loaded.device.type == "cpu" and loaded.model.dtype == torch.float32:
+        store_column_major(loaded.model)
     room = cache_tokens(loaded, settings.kv_cache_gb)
     context = min(settings.max_context or loaded.context_length, loaded.context_length, room)
     default_prefill = PREFILL_ON_GPU if loaded.device.type == "cuda" else PREFILL_ON_CPU
