@@ -1,0 +1,68 @@
+"""Which tokens are taken out of a sequence, and what stands in their place."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from steering.building.pairs import TokenSequence
+from steering.loading import LoadedModel
+
+ROWS_AT_A_TIME = 8192
+
+
+def ablate(sequence: TokenSequence, positions: Sequence[int]) -> TokenSequence:
+    """Return the sequence with the positions marked for replacement by the baseline embedding."""
+    return replace(sequence, ablated=tuple(sorted(positions)))
+
+
+def strongest(scores: Tensor, candidates: Sequence[int], count: int) -> list[int]:
+    """Return up to `count` candidate positions with the highest scores above zero, highest first."""
+    ranked = sorted(candidates, key=lambda position: (-float(scores[position]), position))
+    return [position for position in ranked[:count] if float(scores[position]) > 0]
+
+
+def embed(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
+    """Return the input embeddings [length, hidden_size] as the first block receives them."""
+    table = loaded.model.get_input_embeddings()
+    with torch.no_grad():
+        return table(torch.tensor(list(ids), device=loaded.device))
+
+
+def embed_ablated(loaded: LoadedModel, sequence: TokenSequence, baseline: Tensor | None) -> Tensor:
+    """Return embeddings [length, hidden_size] with the baseline [hidden_size] at the ablated positions."""
+    embeddings = embed(loaded, sequence.ids)
+    if not sequence.ablated:
+        return embeddings
+    assert baseline is not None
+    embeddings = embeddings.clone()
+    embeddings[list(sequence.ablated)] = baseline.to(embeddings.dtype)
+    return embeddings
+
+
+def mean_embedding(loaded: LoadedModel) -> Tensor:
+    """Return the mean of all token embeddings: inside the cloud, where zero and PAD are far off."""
+    total = torch.zeros(loaded.identity.hidden_size, dtype=torch.float64, device=loaded.device)
+    for start in range(0, loaded.vocabulary_size, ROWS_AT_A_TIME):
+        ids = range(start, min(start + ROWS_AT_A_TIME, loaded.vocabulary_size))
+        total += embed(loaded, ids).double().sum(0)
+    return (total / loaded.vocabulary_size).float()
+
+
+def zero_embedding(loaded: LoadedModel) -> Tensor:
+    return torch.zeros(loaded.identity.hidden_size, device=loaded.device)
+
+
+def pad_embedding(loaded: LoadedModel) -> Tensor:
+    """Return the embedding of the padding token, or of the end token where there is none."""
+    tokenizer = loaded.tokenizer
+    token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return embed(loaded, [token])[0].float()
+
+
+BASELINES: dict[str, Callable[[LoadedModel], Tensor]] = {
+    "mean": mean_embedding,
+    "zero": zero_embedding,
+    "pad": pad_embedding,
+}

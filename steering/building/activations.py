@@ -1,0 +1,105 @@
+"""The residual stream at the outputs of all blocks, averaged over the tokens that are read."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steering.building.ablation import embed_ablated
+from steering.building.pairs import TokenSequence
+from steering.building.progress import Progress, silent, tracked
+from steering.loading import LoadedModel
+
+BATCH_SIZE = 8
+
+
+def mean_activations(
+    loaded: LoadedModel,
+    sequences: Sequence[TokenSequence],
+    baseline: Tensor | None = None,
+    progress: Progress = silent,
+    stage: str = "activations",
+) -> Tensor:
+    """Return each sequence's mean activation from its start on, float32 [layers, sequences, hidden_size].
+
+    Blocks' outputs, before the final norm also for the last block. A sequence whose start is its last
+    token gives the last token's activation. Averages are taken inside the forward pass, so that memory
+    holds one block's activations of one batch. baseline: what stands in for ablated tokens.
+    """
+    batches = [sequences[i : i + BATCH_SIZE] for i in range(0, len(sequences), BATCH_SIZE)]
+    pooled = [batch_means(loaded, batch, baseline) for batch in tracked(batches, stage, progress)]
+    return torch.cat(pooled, dim=1)
+
+
+def batch_means(loaded: LoadedModel, batch: Sequence[TokenSequence], baseline: Tensor | None) -> Tensor:
+    means: dict[int, Tensor] = {}
+    read = read_mask(loaded, batch).float()
+    weights = read / read.sum(1, keepdim=True)
+
+    def average(layer: int, hidden: Tensor) -> None:
+        means[layer] = torch.einsum("bl,blh->bh", weights, hidden.float()).cpu()
+
+    run_watched(loaded, batch, baseline, average)
+    return torch.stack([means[layer] for layer in range(len(loaded.blocks))])
+
+
+def median_norms(loaded: LoadedModel, sequences: Sequence[TokenSequence]) -> Tensor:
+    """Return each block's median norm over the tokens that are read, float32 [layers]: the unit of a dose."""
+    norms: dict[int, list[Tensor]] = {layer: [] for layer in range(len(loaded.blocks))}
+    for i in range(0, len(sequences), BATCH_SIZE):
+        batch = sequences[i : i + BATCH_SIZE]
+        read = read_mask(loaded, batch)
+
+        def measure(layer: int, hidden: Tensor, read: Tensor = read) -> None:
+            norms[layer].append(torch.linalg.vector_norm(hidden[read].float(), dim=-1).cpu())
+
+        run_watched(loaded, batch, None, measure)
+    return torch.stack([torch.cat(found).median() for found in norms.values()])
+
+
+def read_mask(loaded: LoadedModel, batch: Sequence[TokenSequence]) -> Tensor:
+    """Return which tokens are read, bool [batch, longest]: those from each sequence's start to its end."""
+    places = torch.arange(max(len(sequence.ids) for sequence in batch), device=loaded.device)
+    starts = torch.tensor([sequence.start for sequence in batch], device=loaded.device)
+    return (places >= starts[:, None]) & (places < lengths(loaded, batch)[:, None])
+
+
+def lengths(loaded: LoadedModel, batch: Sequence[TokenSequence]) -> Tensor:
+    return torch.tensor([len(sequence.ids) for sequence in batch], device=loaded.device)
+
+
+def run_watched(
+    loaded: LoadedModel,
+    batch: Sequence[TokenSequence],
+    baseline: Tensor | None,
+    watcher: Callable[[int, Tensor], None],
+) -> None:
+    """Run the batch, padded on the right, and show each block's output to the watcher."""
+    embeddings = [embed_ablated(loaded, sequence, baseline) for sequence in batch]
+    inputs = nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
+    places = torch.arange(inputs.shape[1], device=loaded.device)
+    attention = (places < lengths(loaded, batch)[:, None]).long()
+    with torch.no_grad(), watching(loaded.blocks, watcher):
+        loaded.model.get_decoder()(inputs_embeds=inputs, attention_mask=attention, use_cache=False)
+
+
+@contextmanager
+def watching(blocks: Sequence[nn.Module], watcher: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Show every block's output [batch, length, hidden_size] to watcher(layer, hidden)."""
+
+    def hook(layer: int) -> Any:
+        def show(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            watcher(layer, output[0] if isinstance(output, tuple) else output)
+
+        return show
+
+    handles = []
+    try:
+        for layer, block in enumerate(blocks):
+            handles.append(block.register_forward_hook(hook(layer)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
