@@ -1,0 +1,201 @@
+"""From a pairs file to calibrated deltas with evidence: the whole way of a build."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from steering.building.activations import median_norms
+from steering.building.builders import BUILDERS
+from steering.building.calibration import (
+    DOSES,
+    Calibration,
+    DamageBound,
+    Setting,
+    calibrate,
+    candidate_layers,
+    deltas_at,
+)
+from steering.building.evaluation import evaluate
+from steering.building.grains import GrainsOptions
+from steering.building.measuring import Measure, measure_by_margin, measure_by_metric
+from steering.building.metrics import Metric
+from steering.building.pairs import Message, Pair, PairsFile, tokenise_pairs, tokenise_prompt
+from steering.building.progress import Progress, silent
+from steering.building.reporting import fluency, headline, report, trials
+from steering.errors import InvalidPairs, InvalidRequest
+from steering.loading import LoadedModel
+
+FEWEST_PAIRS = 6
+BUILD_PAIRS = 50
+DEV_ITEMS = 24
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """layers: candidate sets of blocks, or None for the usual depths; doses: shares of the median norm."""
+
+    method: str = "grains"
+    grains: GrainsOptions = field(default_factory=GrainsOptions)
+    layers: tuple[tuple[int, ...], ...] | None = None
+    doses: tuple[float, ...] = DOSES
+    bound: DamageBound = field(default_factory=DamageBound)
+    max_tokens: int = 48
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Disjoint parts of the pairs: for the vectors, for the dose, and for evidence without test prompts."""
+
+    build: tuple[Pair, ...]
+    dev: tuple[Pair, ...]
+    test: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What effect is measured by: on dev items for the dose, on test items, if any, for the evidence."""
+
+    metric: str
+    direction: int
+    dev: Measure
+    test: Measure | None
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Built:
+    """deltas: layer -> float32 [hidden_size] at strength 1; the rest goes into manifest and report.
+
+    evidence and report are empty where there was nothing to test on.
+    """
+
+    deltas: dict[int, Tensor]
+    pairs: int
+    parameters: dict[str, Any]
+    calibration: dict[str, Any]
+    evidence: dict[str, Any]
+    report: dict[str, Any]
+
+
+def build_vectors(
+    loaded: LoadedModel,
+    pairs: PairsFile,
+    metric: Metric | None,
+    test_prompts: Sequence[Conversation],
+    options: BuildOptions = BuildOptions(),
+    progress: Progress = silent,
+) -> Built:
+    """Return calibrated deltas with their evidence; the same inputs and seed give the same deltas.
+
+    With a metric, dose and effect are measured on generated answers, the effect on the test prompts;
+    without one, by the margin between the answers of held-out pairs.
+    Raises InvalidPairs for pairs that cannot be used or that no admissible dose makes work.
+    """
+    refuse_overlap(pairs, test_prompts)
+    split = split_pairs(pairs, options.seed, with_test=metric is None)
+    build = tokenise_pairs(loaded, split.build)
+    bench = make_bench(loaded, split, metric, test_prompts, options)
+    candidates = settings(loaded, options)
+    directions = BUILDERS[options.method](loaded, build, options.grains, progress)
+    norms = median_norms(loaded, [pair.preferred for pair in build])
+    found = calibrate(directions.vectors, norms, bench.dev, candidates, options.bound, progress)
+    deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
+    evidence, details = gather_evidence(bench, deltas, found, options, progress)
+    calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
+    return Built(deltas, len(build), directions.parameters, calibration, evidence, details)
+
+
+def refuse_overlap(pairs: PairsFile, test_prompts: Sequence[Conversation]) -> None:
+    """Raise InvalidPairs if a held-out prompt is also a pair's prompt."""
+    for prompt in test_prompts:
+        line = next((pair.line for pair in pairs.pairs if pair.messages == prompt), None)
+        if line is not None:
+            raise InvalidPairs(
+                f"the held-out prompt {prompt[-1]['content']!r} is also line {line} of the pairs; "
+                "evidence needs prompts that nothing was built from"
+            )
+
+
+def split_pairs(pairs: PairsFile, seed: int, with_test: bool) -> Split:
+    """Return the pairs, shuffled by the seed, in disjoint parts; two thirds, at most BUILD_PAIRS, build."""
+    count = len(pairs.pairs)
+    if count < FEWEST_PAIRS:
+        raise InvalidPairs(
+            f"{count} pairs are too few to build and calibrate on; {FEWEST_PAIRS} is the least"
+        )
+    shuffled = random.Random(seed).sample(pairs.pairs, count)
+    build = min(BUILD_PAIRS, 2 * count // 3)
+    held_out = shuffled[build:]
+    dev = len(held_out) // 2 if with_test else min(DEV_ITEMS, len(held_out))
+    return Split(tuple(shuffled[:build]), tuple(held_out[:dev]), tuple(held_out[dev:]))
+
+
+def make_bench(
+    loaded: LoadedModel,
+    split: Split,
+    metric: Metric | None,
+    test_prompts: Sequence[Conversation],
+    options: BuildOptions,
+) -> Bench:
+    if metric is None:
+        dev, test = tokenise_pairs(loaded, split.dev), tokenise_pairs(loaded, split.test)
+        measures = [measure_by_margin(loaded, part, options.max_tokens) for part in (dev, test)]
+        return Bench("margin", 1, measures[0], measures[1], last_words([p.messages for p in split.test]))
+    dev_measure, test_measure = [
+        measure_by_metric(
+            loaded, [tokenise_prompt(loaded, prompt) for prompt in prompts], metric, options.max_tokens
+        )
+        for prompts in ([pair.messages for pair in split.dev], test_prompts)
+    ]
+    tested = test_measure if test_prompts else None
+    return Bench(metric.name, metric.direction, dev_measure, tested, last_words(test_prompts))
+
+
+def last_words(conversations: Sequence[Conversation]) -> tuple[str, ...]:
+    return tuple(messages[-1]["content"] for messages in conversations)
+
+
+def settings(loaded: LoadedModel, options: BuildOptions) -> list[Setting]:
+    """Return every candidate set of blocks at every dose."""
+    layers = options.layers if options.layers is not None else candidate_layers(len(loaded.blocks))
+    for layer in (layer for chosen in layers for layer in chosen):
+        if not 0 <= layer < len(loaded.blocks):
+            raise InvalidRequest(f"there is no block {layer}: the model has 0 to {len(loaded.blocks) - 1}")
+    return [Setting(chosen, dose) for chosen in layers for dose in options.doses]
+
+
+def gather_evidence(
+    bench: Bench, deltas: dict[int, Tensor], found: Calibration, options: BuildOptions, progress: Progress
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    if bench.test is None:
+        return {}, {"calibration": trials(found)}
+    evaluation = evaluate(deltas, bench.test, options.seed, progress)
+    return (
+        headline(evaluation, bench.metric, bench.direction),
+        report(evaluation, bench.metric, bench.direction, list(bench.prompts), found),
+    )
+
+
+def describe(
+    found: Calibration, norms: Tensor, items: int, metric: str, bound: DamageBound
+) -> dict[str, Any]:
+    """Return how the dose was chosen, for the manifest."""
+    chosen = found.chosen
+    return {
+        "dose": chosen.setting.dose,
+        "median_norms": {str(layer): round(float(norms[layer]), 3) for layer in chosen.setting.layers},
+        "metric": metric,
+        "items": items,
+        "effect": round(chosen.effect, 4),
+        "log_probability": round(chosen.log_probability, 4),
+        "distinct_2": round(chosen.distinct_2, 4),
+        "unsteered": fluency(found.unsteered),
+        "bound": asdict(bound),
+        "settings_tried": len(found.trials),
+    }

@@ -1,0 +1,91 @@
+"""What a model does under some deltas: how much of the behaviour, how fluently."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+
+from steering.building.generation import Deltas, generate_answers, mean_log_probabilities
+from steering.building.metrics import Metric, read_words
+from steering.building.pairs import TokenisedPair, TokenSequence
+from steering.loading import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Fluency:
+    """Per answer: its mean log-probability per token under the unsteered model, and its distinct-2 share."""
+
+    log_probabilities: tuple[float, ...]
+    distinct: tuple[float, ...]
+
+    @property
+    def log_probability(self) -> float:
+        return fmean(self.log_probabilities)
+
+    @property
+    def distinct_2(self) -> float:
+        return fmean(self.distinct)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One score per item, and the answers that the deltas led to."""
+
+    scores: tuple[float, ...]
+    answers: tuple[str, ...]
+    fluency: Fluency | None
+
+    @property
+    def score(self) -> float:
+        return fmean(self.scores)
+
+
+# measure(deltas, fluently): fluently asks for the fluency too.
+Measure = Callable[[Deltas, bool], Outcome]
+
+
+def measure_by_metric(
+    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], metric: Metric, max_tokens: int
+) -> Measure:
+    """Return a measure that generates greedily and scores each answer by the metric, in its direction."""
+
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        answered = generate_answers(loaded, prompts, deltas, max_tokens)
+        texts = answer_texts(loaded, answered)
+        scores = tuple(metric.direction * metric.score(text) for text in texts)
+        return Outcome(scores, texts, measure_fluency(loaded, answered, texts) if fluently else None)
+
+    return measure
+
+
+def measure_by_margin(loaded: LoadedModel, pairs: Sequence[TokenisedPair], max_tokens: int) -> Measure:
+    """Return a measure of the margin log p(preferred) - log p(dispreferred), each per token."""
+
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        preferred = mean_log_probabilities(loaded, [pair.preferred for pair in pairs], deltas)
+        dispreferred = mean_log_probabilities(loaded, [pair.dispreferred for pair in pairs], deltas)
+        margins = tuple(p - d for p, d in zip(preferred, dispreferred, strict=True))
+        if not fluently:
+            return Outcome(margins, (), None)
+        answered = generate_answers(loaded, [pair.prompt for pair in pairs], deltas, max_tokens)
+        texts = answer_texts(loaded, answered)
+        return Outcome(margins, texts, measure_fluency(loaded, answered, texts))
+
+    return measure
+
+
+def measure_fluency(loaded: LoadedModel, answered: Sequence[TokenSequence], texts: Sequence[str]) -> Fluency:
+    unsteered = mean_log_probabilities(loaded, answered, {})
+    return Fluency(tuple(unsteered), tuple(map(distinct_bigrams, texts)))
+
+
+def answer_texts(loaded: LoadedModel, answered: Sequence[TokenSequence]) -> tuple[str, ...]:
+    answers = [sequence.ids[sequence.start :] for sequence in answered]
+    return tuple(loaded.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers)
+
+
+def distinct_bigrams(text: str) -> float:
+    """Return the share of word pairs that are not repeats, 1 for a text without pairs."""
+    words = [word.casefold() for word in read_words(text)]
+    bigrams = list(pairwise(words))
+    return len(set(bigrams)) / len(bigrams) if bigrams else 1.0

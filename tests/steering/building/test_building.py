@@ -1,0 +1,81 @@
+"""A whole build gives the same vectors for the same seed, whatever it is measured by."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from steering.building.building import BuildOptions, Built, build_vectors
+from steering.building.calibration import DamageBound
+from steering.building.grains import GrainsOptions
+from steering.building.metrics import read_metric
+from steering.building.pairs import read_pairs, read_prompts
+from steering.errors import InvalidRequest
+from steering.loading import LoadedModel
+
+OPTIONS = BuildOptions(
+    grains=GrainsOptions(tokens=2, steps=2),
+    layers=((1,), (1, 2)),
+    doses=(0.1, 0.2),
+    bound=DamageBound(100.0, 0.0),
+    max_tokens=4,
+)
+
+
+def build(loaded: LoadedModel, pairs: Path, options: BuildOptions = OPTIONS) -> Built:
+    return build_vectors(loaded, read_pairs(pairs), None, (), options)
+
+
+def test_a_build_is_the_same_for_the_same_seed(llama: LoadedModel, pairs_path: Path) -> None:
+    first, again = build(llama, pairs_path), build(llama, pairs_path)
+    assert first.deltas.keys() == again.deltas.keys()
+    assert all(torch.equal(first.deltas[layer], again.deltas[layer]) for layer in first.deltas)
+    assert first.report == again.report
+
+
+def test_the_report_holds_both_bounds_of_the_evidence(llama: LoadedModel, pairs_path: Path) -> None:
+    built = build(llama, pairs_path)
+    assert built.evidence["metric"] == "margin"
+    assert built.evidence["items"] == 2
+    assert built.evidence["effect"]["low"] <= built.evidence["effect"]["mean"]
+    assert len(built.report["calibration"]) == 4
+    assert json.loads(json.dumps(built.report, allow_nan=False)) == built.report
+
+
+@pytest.mark.parametrize("method", ["grains", "mean_difference"])
+def test_a_metric_is_measured_on_the_held_out_prompts(
+    llama: LoadedModel, pairs_path: Path, tmp_path: Path, method: str
+) -> None:
+    metric, prompts = tmp_path / "metric.json", tmp_path / "test.jsonl"
+    metric.write_text('{"name": "brevity", "metric": {"kind": "length"}}')
+    prompts.write_text('{"prompt": "tell me"}\n{"prompt": "show me"}')
+    options = BuildOptions(method, OPTIONS.grains, ((2,),), (0.1,), OPTIONS.bound, 4)
+    built = build_vectors(llama, read_pairs(pairs_path), read_metric(metric), read_prompts(prompts), options)
+    assert built.evidence["items"] == 2
+    assert [sample["prompt"] for sample in built.report["samples"]] == ["tell me", "show me"]
+    assert built.evidence["effect"]["mean"] == pytest.approx(
+        built.evidence["unsteered"] - built.evidence["steered"], abs=1e-3
+    )
+    dose = float(built.deltas[2].norm()) / built.calibration["median_norms"]["2"]
+    assert dose == pytest.approx(0.1, rel=1e-2)
+
+
+def test_every_stage_tells_how_far_it_is(llama: LoadedModel, pairs_path: Path) -> None:
+    seen: dict[str, list[tuple[int, int]]] = {}
+    build_vectors(
+        llama,
+        read_pairs(pairs_path),
+        None,
+        (),
+        OPTIONS,
+        lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
+    )
+    assert list(seen) == ["attribution", "activations", "calibration", "evaluation"]
+    for steps in seen.values():
+        assert steps == [(done, steps[-1][1]) for done in range(len(steps))]
+
+
+def test_a_block_that_is_not_there_is_refused(llama: LoadedModel, pairs_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no block 9: the model has 0 to 3"):
+        build(llama, pairs_path, BuildOptions(layers=((9,),)))

@@ -1,0 +1,174 @@
+"""Effects are measured on answers steered by the kernel, and doses and intervals follow from them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from steering.building.activations import median_norms
+from steering.building.calibration import DamageBound, Setting, calibrate, deltas_at
+from steering.building.evaluation import evaluate, paired_interval, random_deltas
+from steering.building.generation import Deltas, generate_answers, mean_log_probabilities, steered_everywhere
+from steering.building.measuring import Fluency, Outcome, distinct_bigrams
+from steering.building.metrics import read_metric
+from steering.building.pairs import TokenisedPair
+from steering.errors import InvalidPairs, InvalidRequest
+from steering.kernel import renormalised_add
+from steering.loading import LoadedModel
+
+Pairs = tuple[TokenisedPair, ...]
+
+
+def test_steering_adds_exactly_what_the_kernel_adds(llama: LoadedModel, tokenised: Pairs) -> None:
+    torch.manual_seed(0)
+    delta, ids = torch.randn(llama.identity.hidden_size), torch.tensor([tokenised[0].prompt] * 2)
+    caught: list[Tensor] = []
+
+    def catch(_module: object, _inputs: object, output: Tensor) -> None:
+        caught.append(output)
+
+    with torch.no_grad():
+        for deltas in ({}, {1: delta}):
+            with steered_everywhere(llama, deltas):
+                handle = llama.blocks[1].register_forward_hook(catch)
+                llama.model(input_ids=ids)
+                handle.remove()
+    unsteered, steered = caught
+    assert torch.equal(steered, renormalised_add(unsteered, delta))
+    assert not torch.equal(steered, unsteered)
+
+
+def test_answers_are_greedy_and_no_neighbour_changes_them(llama: LoadedModel, tokenised: Pairs) -> None:
+    prompts = [tokenised[0].prompt, tokenised[1].prompt[2:], tokenised[2].prompt]
+    together = generate_answers(llama, prompts, {}, 8)
+    for prompt, answered in zip(prompts, together, strict=True):
+        ids = list(prompt)
+        for _ in range(8):
+            with torch.no_grad():
+                ids.append(int(llama.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        length = len(answered.ids)
+        assert answered.ids == tuple(ids[:length])
+        assert length == len(ids) or ids[length] == llama.tokenizer.eos_token_id
+
+
+def test_log_probabilities_are_aligned_with_the_tokens_that_they_predict(
+    llama: LoadedModel, tokenised: Pairs
+) -> None:
+    sequences = [pair.preferred for pair in tokenised[:3]] + [tokenised[0].dispreferred]
+    found = mean_log_probabilities(llama, sequences, {})
+    for sequence, mean in zip(sequences, found, strict=True):
+        with torch.no_grad():
+            predicted = torch.log_softmax(llama.model(input_ids=torch.tensor([sequence.ids])).logits[0], -1)
+        chosen = [float(predicted[t - 1, sequence.ids[t]]) for t in range(sequence.start, len(sequence.ids))]
+        assert mean == pytest.approx(sum(chosen) / len(chosen), rel=1e-4)
+
+
+def outcome(scores: Sequence[float], log_probability: float = -1.0, distinct: float = 1.0) -> Outcome:
+    count = len(scores)
+    return Outcome(tuple(scores), ("",) * count, Fluency((log_probability,) * count, (distinct,) * count))
+
+
+def test_the_largest_effect_within_the_bound_is_chosen() -> None:
+    """A stand-in model whose effect grows with the delta, and whose fluency breaks beyond 0.25."""
+
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        size = float(sum(delta.norm() for delta in deltas.values()))
+        return outcome([size, size], log_probability=-1.0 if size < 0.26 else -5.0)
+
+    settings = [Setting((0,), dose) for dose in (0.1, 0.2, 0.3, 0.25)]
+    found = calibrate(torch.ones(1, 4), torch.ones(1), measure, settings, DamageBound(1.0, 0.9))
+    assert found.chosen.setting.dose == 0.25
+    assert [trial.admitted for trial in found.trials] == [True, True, False, True]
+    with pytest.raises(InvalidPairs, match="smaller --dose"):
+        calibrate(torch.ones(1, 4), torch.ones(1), measure, [Setting((0,), 0.5)], DamageBound(1.0, 0.9))
+
+
+def test_repetition_alone_breaks_the_bound() -> None:
+    bound = DamageBound(1.0, 0.9)
+    calm, stuck = Fluency((-1.0,), (1.0,)), Fluency((-0.1,), (0.5,))
+    assert bound.admits(calm, calm)
+    assert not bound.admits(stuck, calm)
+
+
+def test_a_delta_is_as_long_as_its_dose_says(llama: LoadedModel, tokenised: Pairs) -> None:
+    torch.manual_seed(0)
+    vectors = torch.randn(len(llama.blocks), llama.identity.hidden_size)
+    norms = median_norms(llama, [pair.preferred for pair in tokenised])
+    deltas = deltas_at(Setting((1, 3), 0.2), vectors, norms)
+    assert sorted(deltas) == [1, 3]
+    for layer, delta in deltas.items():
+        assert float(delta.norm()) == pytest.approx(0.2 * float(norms[layer]), rel=1e-5)
+        assert float(torch.cosine_similarity(delta, vectors[layer], dim=0)) == pytest.approx(1, abs=1e-5)
+
+
+def test_random_directions_are_as_long_as_the_deltas_and_follow_the_seed() -> None:
+    deltas = {2: torch.full((64,), 0.5), 5: torch.full((64,), 2.0)}
+    found = random_deltas(deltas, 3, seed=1)
+    for direction in found:
+        for layer, delta in deltas.items():
+            assert float(direction[layer].norm()) == pytest.approx(float(delta.norm()), rel=1e-5)
+    assert torch.equal(found[2][5], random_deltas(deltas, 3, seed=1)[2][5])
+    assert not torch.equal(found[0][5], found[1][5])
+
+
+def test_the_interval_covers_a_constant_difference_and_widens_with_noise() -> None:
+    exact = paired_interval([3.0, 4.0, 5.0], [1.0, 2.0, 3.0], seed=0)
+    assert (exact.mean, exact.low, exact.high) == (2.0, 2.0, 2.0)
+    noisy = paired_interval([3.0, -4.0, 5.0, 0.5], [0.0] * 4, seed=0)
+    assert noisy.low < noisy.mean < noisy.high
+
+
+@pytest.mark.parametrize(("strength_counts", "works"), [(True, True), (False, False)])
+def test_only_an_effect_that_beats_no_steering_and_chance_works(strength_counts: bool, works: bool) -> None:
+    target = torch.nn.functional.normalize(torch.arange(1.0, 65.0), dim=0)
+
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        along = sum(float(torch.dot(delta, target)) for delta in deltas.values()) * strength_counts
+        return outcome([along + noise for noise in (0.1, 0.2, 0.3)])
+
+    found = evaluate({0: target}, measure)
+    assert found.works is works
+    assert found.effect(1.0).mean == pytest.approx(float(strength_counts))
+    assert found.effect(-1.0).mean == pytest.approx(-float(strength_counts))
+
+
+def test_distinct_bigrams_fall_with_repetition() -> None:
+    assert distinct_bigrams("the sea is wide") == 1.0
+    assert distinct_bigrams("so so so so so") == 0.25
+    assert distinct_bigrams("one") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("definition", "text", "expected"),
+    [
+        ({"kind": "lexicon", "positive": ["Joy"], "negative": ["sad"]}, "Joy, joy! Sad enjoy", 25.0),
+        ({"kind": "regex", "positive": ["!"], "negative": []}, "Yes! No!", 100.0),
+        ({"kind": "length"}, "It's three words.", 3.0),
+    ],
+)
+def test_metrics_count_what_they_say(
+    tmp_path: Path, definition: dict[str, object], text: str, expected: float
+) -> None:
+    path = tmp_path / "metric.json"
+    path.write_text(json.dumps({"name": "m", "metric": definition}))
+    assert read_metric(path).score(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"name": "m"}',
+        '{"name": "m", "metric": {"kind": "loud"}}',
+        '{"name": "m", "metric": {"kind": "regex", "positive": ["("], "negative": []}}',
+    ],
+)
+def test_a_bad_metric_is_refused_with_a_reason(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "metric.json"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest, match="is not a metric"):
+        read_metric(path)
