@@ -1,0 +1,87 @@
+"""`grainserve build` publishes what it built, and says what is wrong before any work is done."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from server.build_cli import build
+from tests.tiny_models import save_tiny
+from vector_store.local import LocalStore
+
+app = typer.Typer()
+app.command()(build)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a tiny model, pairs, a metric and held-out prompts."""
+    folder = tmp_path_factory.mktemp("build")
+    save_tiny("llama", folder / "model")
+    records = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"say {i}"}]},
+            "preferred_output": [{"role": "assistant", "content": f"yes {i}"}],
+            "non_preferred_output": [{"role": "assistant", "content": f"no {i}"}],
+        }
+        for i in range(6)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*records, records[0]])))
+    (folder / "test.jsonl").write_text('{"prompt": "hello"}')
+    (folder / "metric.json").write_text(
+        '{"name": "brevity", "description": "Short.", "metric": {"kind": "length"}}'
+    )
+    return folder
+
+
+def run(workplace: Path, *arguments: str) -> Result:
+    fixed = ["--model", str(workplace / "model"), "--cache-dir", str(workplace), "--max-tokens", "4"]
+    fixed += ["--device", "cpu", "--store", str(workplace / "store"), "--dose", "0.01", "--layers", "1"]
+    return CliRunner().invoke(app, [str(workplace / "pairs.jsonl"), *fixed, *arguments])
+
+
+def test_a_profile_is_published_with_its_evidence(workplace: Path) -> None:
+    files = ["--metric", str(workplace / "metric.json"), "--test", str(workplace / "test.jsonl")]
+    result = run(workplace, "--name", "brief", "--method", "mean_difference", *files)
+    assert result.exit_code == 0, result.output
+    assert "duplicate pairs on lines 7" in result.stderr
+    assert "published brief@1" in result.stderr.replace("\n", "")
+    profile = LocalStore(workplace / "store").get("brief")
+    assert profile.manifest.method == "mean_difference"
+    assert profile.manifest.description == "Short."
+    assert profile.manifest.evidence["metric"] == "brevity"
+    assert profile.vectors.layers == (1,)
+    assert json.loads((profile.path / "report.json").read_text())["headline"] == profile.manifest.evidence
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--name", "Bad Name"], "cannot name a profile"),
+        (["--name", "b", "--layers", "1,x"], "is not a list of blocks"),
+        (["--name", "b", "--layers", "7"], "no block 7"),
+        (["--name", "b", "--dose", "-1"], "must be above 0"),
+        (["--name", "b", "--test", "t.jsonl"], "--test needs --metric"),
+        (["--name", "b", "--metric", "absent.json"], "cannot be read"),
+        (["--name", "b", "--model", "/absent"], "could not be loaded"),
+    ],
+)
+def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], reason: str) -> None:
+    result = run(workplace, *arguments)
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert "Traceback" not in result.output
+    assert not (workplace / "store" / "b").exists()
+
+
+def test_ctrl_c_publishes_nothing(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: object, **_named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.build_cli.build_vectors", interrupted)
+    result = run(workplace, "--name", "stopped")
+    assert result.exit_code == 130
+    assert "nothing was published" in result.stderr
+    assert not (workplace / "store" / "stopped").exists()
