@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from server.bench_cli import bench
 from server.config import BadSettings, Settings, load_settings
 from server.profiles_cli import profiles_app
 
@@ -15,6 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(profiles_app, name="profiles")
+app.command()(bench)
 
 
 def flag(setting: str) -> Any:
