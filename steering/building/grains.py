@@ -28,7 +28,7 @@ class GrainsOptions:
     reading: Literal["response", "shared"] = "response"
     baseline: Literal["mean", "zero", "pad"] = "mean"
     tokens: int = 10
-    steps: int = 16
+    steps: int = 12
     summary: Literal["mean", "component"] = "mean"
 
 

@@ -80,7 +80,7 @@ def test_ctrl_c_publishes_nothing(workplace: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*_arguments: object, **_named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("server.build_cli.build_vectors", interrupted)
+    monkeypatch.setattr("server.build_profile.build_vectors", interrupted)
     result = run(workplace, "--name", "stopped")
     assert result.exit_code == 130
     assert "nothing was published" in result.stderr
