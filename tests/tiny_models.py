@@ -93,7 +93,7 @@ def save_tiny(family: str, folder: Any) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def load_tiny(family: str, folder: Any) -> LoadedModel:
+def load_tiny(family: str, folder: Any, device: str = "cpu") -> LoadedModel:
     """Return the tiny model, loaded as a user's model would be."""
     save_tiny(family, folder)
-    return load_model(str(folder), folder, device="cpu")
+    return load_model(str(folder), folder, device=device)

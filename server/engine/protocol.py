@@ -120,7 +120,8 @@ class Engine(Protocol):
     def stream(self, job: GenerationJob) -> AsyncGenerator[TokenEvent, None]:
         """Admit the job now, or raise EngineOverloaded or EngineUnavailable; return its events.
 
-        The generator ends after the event with `finish`; closing it earlier cancels the job within
-        one step. A job that fails raises GenerationFailed from the generator.
+        The generator ends after the event with `finish`; closing it earlier, even before the first
+        event was read, cancels the job within one step. A job that fails raises GenerationFailed from
+        the generator.
         """
         ...

@@ -4,9 +4,9 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -43,6 +43,37 @@ class Ticket:
         self.request = request
         self.loop = loop
         self.results: asyncio.Queue[Result] = asyncio.Queue()
+
+
+class Results(AsyncGenerator[TokenEvent, None]):
+    """The events of one job, as they come.
+
+    A plain async generator that was never started does nothing when it is closed; this one leaves.
+    """
+
+    def __init__(self, ticket: Ticket, abandon: Callable[[Ticket], None]) -> None:
+        self._ticket = ticket
+        self._abandon = abandon
+        self._ended = False
+
+    async def asend(self, _value: None) -> TokenEvent:
+        if self._ended:
+            raise StopAsyncIteration
+        result = await self._ticket.results.get()
+        if isinstance(result, SteeringError):
+            self._ended = True
+            raise result
+        self._ended = result.finish is not None
+        return result
+
+    async def athrow(self, *error: Any) -> TokenEvent:
+        await self.aclose()
+        raise error[0]
+
+    async def aclose(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._abandon(self._ticket)
 
 
 class TransformersEngine:
@@ -94,7 +125,7 @@ class TransformersEngine:
             self._refuse_excess()
             self._arrived.append(ticket)
             self._wake.notify()
-        return self._results(ticket)
+        return Results(ticket, self.abandon)
 
     def _refuse_excess(self) -> None:
         if self._state != "ready":
@@ -106,20 +137,8 @@ class TransformersEngine:
                 f"{self._max_waiting} requests are waiting already; try again later", retry_after=RETRY_AFTER
             )
 
-    async def _results(self, ticket: Ticket) -> AsyncGenerator[TokenEvent, None]:
-        finished = False
-        try:
-            while not finished:
-                result = await ticket.results.get()
-                finished = isinstance(result, SteeringError) or result.finish is not None
-                if isinstance(result, SteeringError):
-                    raise result
-                yield result
-        finally:
-            if not finished:
-                self._abandon(ticket)
-
-    def _abandon(self, ticket: Ticket) -> None:
+    def abandon(self, ticket: Ticket) -> None:
+        """Have the inference thread forget the job before its next step."""
         with self._wake:
             self._abandoned.append(ticket)
             self._wake.notify()
