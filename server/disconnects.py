@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 Result = TypeVar("Result")
+CLIENT_LEFT = 499  # what logs and metrics call it since nginx
 
 
 class ClientLeft(Exception):

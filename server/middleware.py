@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.disconnects import CLIENT_LEFT
 from server.metrics import Metrics
 from server.problems import BodyTooLarge, KeyRefused, problem_of
 from steering.errors import SteeringError
@@ -45,6 +47,8 @@ class Envelope:
 
         try:
             await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            status = CLIENT_LEFT  # while its body was read: nobody waits for an answer
         except Exception as error:
             if not isinstance(error, SteeringError):
                 logger.exception("request %s failed", request_id)

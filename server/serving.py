@@ -1,5 +1,6 @@
 """From settings to a running process: the socket, the model, the banner, uvicorn, and a clean end."""
 
+import asyncio
 import json
 import logging
 import signal
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from server.app import create_app
 from server.config import Settings
+from server.engine.protocol import Engine
 from server.engine.transformers_engine import create_engine
 from server.routes.models import compatible_profiles
 from server.service import Service
@@ -21,18 +23,31 @@ from steering.errors import SteeringError
 from vector_store.local import open_store
 
 GRACE_SECONDS = 10
+LAST_SECONDS = 5  # for the answers to end after the engine closed
 
 
 class CannotServe(Exception):
     """The server cannot start; the message says why."""
 
 
-class AnnouncedServer(uvicorn.Server):
-    """A uvicorn server that says when it accepts requests."""
+class Server(uvicorn.Server):
+    """A uvicorn server that says when it accepts requests, and whose requests end properly with it.
 
-    def __init__(self, config: uvicorn.Config, announce: Callable[[], None]) -> None:
+    Told to stop, it lets requests run for `grace` seconds; then the engine closes under them, so that
+    each answer still ends, with an error.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: Engine,
+        announce: Callable[[], None],
+        grace: float = GRACE_SECONDS,
+    ) -> None:
         super().__init__(config)
+        self._engine = engine
         self._announce = announce
+        self._grace = grace
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -41,14 +56,23 @@ class AnnouncedServer(uvicorn.Server):
             raise CannotServe(f"cannot listen: {error.strerror}; choose another --port") from error
         self._announce()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.create_task(self._close_engine())
+        await super().shutdown(sockets)
+        closing.cancel()
+
+    async def _close_engine(self) -> None:
+        await asyncio.sleep(self._grace)
+        await self._engine.close()
+
 
 def serve_forever(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises CannotServe."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     with ending_cleanly(), bound(settings.host, settings.port) as listener:
         app = load_app(settings)
-        server = AnnouncedServer(uvicorn_config(app, settings), lambda: announce(app, listener))
-        server.run(sockets=[listener])
+        engine = app.state.service.engine
+        Server(uvicorn_config(app, settings), engine, lambda: announce(app, listener)).run([listener])
 
 
 @contextmanager
@@ -103,7 +127,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS + LAST_SECONDS,
     )
 
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.disconnects import ClientLeft, while_connected
+from server.disconnects import CLIENT_LEFT, ClientLeft, while_connected
 from server.generation import admit, chunked, close, collected, merged
 from server.metrics import Meter, metered
 from server.problems import BodyRefused, WrongContentType
@@ -21,7 +21,6 @@ from server.translate import Run
 from server.wire import ChatRequest
 
 router = APIRouter()
-CLIENT_LEFT = 499
 PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema"
 SCHEMA = ChatRequest.model_json_schema(ref_template=f"{PLACE}/$defs/{{model}}")
 DOCUMENTED = {"requestBody": {"required": True, "content": {"application/json": {"schema": SCHEMA}}}}
