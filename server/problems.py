@@ -16,6 +16,7 @@ from steering.errors import EngineOverloaded, InvalidRequest, InvalidSteering, S
 
 MAX_ERRORS = 10
 MAX_LENGTH = 200
+MAX_READ_ERRORS = 1000
 
 # Where a field stands in the body -> the model that knows its neighbours.
 NEIGHBOURS: dict[str, type[BaseModel]] = {
@@ -102,6 +103,8 @@ def headers_of(error: SteeringError) -> dict[str, str]:
 
 def problem_of_body(error: ValidationError) -> Problem:
     """Return a validation answer: the first error's path and code, ten errors of 200 characters at most."""
+    if error.error_count() > MAX_READ_ERRORS:  # reading them all out would hold up everybody
+        return Problem(400, f"the body has {error.error_count()} mistakes", "invalid_value")
     details = error.errors(include_url=False, include_input=False, include_context=False)
     first = details[0]
     code = CODES.get(first["type"], "invalid_type" if first["type"].endswith("_type") else "invalid_value")

@@ -1,7 +1,9 @@
 """From a request's steering, wherever it stands, to a plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from starlette.datastructures import Headers
 
 from server.steering_syntax import (
     WrittenTerm,
@@ -127,15 +129,15 @@ def asked_in_object(term: TermRequest, place: str) -> AskedTerm:
 
 
 def asked_in_string(text: str, place: str) -> list[AskedTerm]:
+    if text.count("+") >= MAX_TERMS:
+        raise InvalidSteering(f"there are too many steering terms; {MAX_TERMS} is the most", place)
     terms = parse_steering(text, place)
-    if len(terms) > MAX_TERMS:
-        raise InvalidSteering(f"{len(terms)} steering terms are too many; {MAX_TERMS} is the most", place)
     return [AskedTerm(place, False, term.name, term.version, term.strength) for term in terms]
 
 
-def asked_in_headers(headers: Mapping[str, str]) -> list[AskedTerm] | None:
-    """Return the terms of the steering headers, None where there are none; header names ignore case."""
-    profile, strength = headers.get(PROFILE_HEADER), headers.get(STRENGTH_HEADER)
+def asked_in_headers(headers: Headers) -> list[AskedTerm] | None:
+    """Return the terms of the steering headers, None where there are none."""
+    profile, strength = header(headers, PROFILE_HEADER), header(headers, STRENGTH_HEADER)
     if profile is None and strength is None:
         return None
     if profile is None:
@@ -153,6 +155,13 @@ def asked_in_headers(headers: Mapping[str, str]) -> list[AskedTerm] | None:
     return [
         AskedTerm(STRENGTH_HEADER, False, only.name, only.version, parse_strength(strength, STRENGTH_HEADER))
     ]
+
+
+def header(headers: Headers, name: str) -> str | None:
+    values = headers.getlist(name)
+    if len(values) > 1:
+        raise InvalidSteering(f"{name} is sent {len(values)} times; send it once", name)
+    return values[0] if values else None
 
 
 def agreed_plan(sources: Sequence[Sequence[AskedTerm] | None], resolver: Resolver) -> SteeringPlan:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from starlette.datastructures import Headers
+
 from server.engine.protocol import GenerationJob, ModelCard, SamplingParams
 from server.naming import ServedName
 from server.prompts import prompt_of
@@ -49,7 +51,7 @@ class Translator:
     served: ServedName
     resolver: Resolver
 
-    def run_of(self, request: ChatRequest, headers: Mapping[str, str], run_id: str, created: int) -> Run:
+    def run_of(self, request: ChatRequest, headers: Headers, run_id: str, created: int) -> Run:
         """Return the run that the request asks for; whatever is wrong with it is raised here."""
         check_combinations(request)
         plan = self.plan_of(request, headers)
@@ -69,7 +71,7 @@ class Translator:
             include_usage=bool(request.stream_options and request.stream_options.include_usage),
         )
 
-    def plan_of(self, request: ChatRequest, headers: Mapping[str, str]) -> SteeringPlan:
+    def plan_of(self, request: ChatRequest, headers: Headers) -> SteeringPlan:
         suffix = self.served.suffix_of(request.model)
         sources = (
             asked_in_body(request.steering),

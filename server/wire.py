@@ -15,9 +15,9 @@ from pydantic_core import PydanticCustomError
 
 from steering.types import Positions
 
-# Tags of the unions below; they stand in pydantic's error locations, never in ours.
+# Tags of the unions below; with pydantic's own for a key, they stand in its error locations, never in ours.
 TEXT, LIST, OBJECT = "<text>", "<list>", "<object>"
-TAGS = frozenset({TEXT, LIST, OBJECT})
+TAGS = frozenset({TEXT, LIST, OBJECT, "[key]"})
 KINDS: dict[type, str] = {str: TEXT, list: LIST, dict: OBJECT}
 
 MAX_TERMS = 8
@@ -128,7 +128,7 @@ class StreamOptions(Wire):
     include_obfuscation: Annotated[Any, only(None, False)] = None
 
 
-StopString = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = Annotated[
     Annotated[StopString, Tag(TEXT)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST)],
     one_of_kinds("a string or a list of up to four strings"),
