@@ -1,0 +1,236 @@
+"""Requests that are refused: each with OpenAI's error object, the field's path, and a way out."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.engine.scripted import ScriptedEngine
+from tests.server.running import CHAT, HELLO, Running, error_of
+
+USER = {"role": "user", "content": "hello"}
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": 3}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "hello"}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [USER, {"role": "user", "content": None}]}, "messages[1].content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
+        ({"messages": [{"role": "pirate", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": "a", "colour": "red"}]}, "messages[0].colour"),
+        ({"messages": [USER, {"role": "system", "content": "late"}]}, "messages"),
+        ({"stream": "true"}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.0}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"min_p": -1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a"),
+        ({"logit_bias": {"258": 1}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"stop": "a" * 1001}, "stop"),
+        ({"stop_token_ids": [258]}, "stop_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": ["1"]}, "stop_token_ids[0]"),
+        ({"n": 0}, "n"),
+        ({"n": 9}, "n"),
+        ({"logprobs": 3}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 0}, "top_logprobs"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_fields_path(server: Running, fields: Any, param: str) -> None:
+    error = server.refusal(**fields)
+    assert (error["status"], error["type"], error["param"]) == (400, "invalid_request_error", param)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tool_choice": "required"},
+        {"functions": [{"name": "f"}]},
+        {"function_call": {"name": "f"}},
+        {"response_format": {"type": "json_object"}},
+        {"response_format": {"type": "json_schema", "json_schema": {}}},
+        {"audio": {"voice": "alloy", "format": "wav"}},
+        {"modalities": ["text", "audio"]},
+        {"prediction": {"type": "content", "content": "a"}},
+        {"reasoning_effort": "high"},
+        {"verbosity": "low"},
+        {"web_search_options": {}},
+    ],
+)
+def test_what_openai_does_and_this_server_does_not_is_said(server: Running, fields: Any) -> None:
+    [param] = fields
+    error = server.refusal(**fields)
+    assert (error["status"], error["code"], error["param"]) == (400, "unsupported_parameter", param)
+
+
+def test_an_unknown_field_is_refused_and_the_nearest_is_named(server: Running) -> None:
+    error = server.refusal(temprature=1)
+    assert (error["param"], error["code"]) == ("temprature", "unknown_parameter")
+    assert "did you mean 'temperature'?" in error["message"]
+    assert server.refusal(mirostat=None)["param"] == "mirostat"
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "word"),
+    [
+        ({"role": "user", "content": [IMAGE]}, "messages[0].content[0]", "this model takes no images"),
+        ({"role": "user", "content": [{"type": "input_audio"}]}, "messages[0].content[0]", "no audio"),
+        ({"role": "user", "content": [{"type": "scent"}]}, "messages[0].content[0]", "takes 'text'"),
+        ({"role": "tool", "content": "1", "tool_call_id": "a"}, "messages[0]", "calls no tools"),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "a"}], "content": ""},
+            "messages[0].tool_calls",
+            "not supp",
+        ),
+    ],
+)
+def test_messages_beyond_text_are_refused(server: Running, message: Any, param: str, word: str) -> None:
+    error = server.refusal(messages=[message])
+    assert (error["status"], error["code"], error["param"]) == (400, "unsupported_parameter", param)
+    assert word in error["message"]
+
+
+def test_a_missing_field_is_named(server: Running) -> None:
+    response = server.client.post(CHAT, json={"messages": [USER]})
+    error = error_of(response)
+    assert (error["param"], error["code"]) == ("model", "missing_required_parameter")
+
+
+@pytest.mark.parametrize("model", ["gpt-4", "scripte", "scripted2", "", "Scripted", "x" * 10_000])
+def test_another_model_is_not_found(server: Running, model: str) -> None:
+    error = server.refusal(model=model)
+    assert (error["status"], error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert "'scripted'" in error["message"]
+    assert len(error["message"]) < 400
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(start: Any) -> None:
+    server = start(ScriptedEngine(context_length=100))
+    error = server.refusal(messages=[{"role": "user", "content": "a" * 100}])
+    assert (error["status"], error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
+    assert "119 tokens" in error["message"]
+    assert "100 tokens" in error["message"]
+
+
+def test_a_limit_beyond_the_context_is_refused_with_the_numbers(start: Any) -> None:
+    server = start(ScriptedEngine(context_length=100))
+    assert server.chat(max_tokens=76).status_code == 200
+    error = server.refusal(max_tokens=77)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+    for number in ("24", "77", "101", "100", "76"):
+        assert number in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"model": "\xff"}',
+        b'{"model": "\\ud800"}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"seed": ' + b"1" * 10_000 + b"}",
+    ],
+)
+def test_a_body_that_is_no_json_is_refused(server: Running, body: bytes) -> None:
+    error = error_of(server.client.post(CHAT, content=body))
+    assert (error["status"], error["code"], error["param"]) == (400, "invalid_json", None)
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"hello"', b"3", b"null"])
+def test_a_body_that_is_no_object_is_refused(server: Running, body: bytes) -> None:
+    error = error_of(server.client.post(CHAT, content=body))
+    assert (error["status"], error["message"]) == (400, "must be an object")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" * 400])
+@pytest.mark.parametrize("field", ["temperature", "top_p", "presence_penalty", "max_tokens", "seed"])
+def test_a_number_that_is_not_finite_is_refused(server: Running, field: str, number: str) -> None:
+    body = json.dumps({**HELLO, field: 0}).replace(": 0}", f": {number}}}")
+    error = error_of(server.client.post(CHAT, content=body))
+    assert (error["status"], error["param"]) == (400, field)
+
+
+def test_a_body_of_another_type_is_refused(server: Running) -> None:
+    body = json.dumps(HELLO)
+    response = server.client.post(CHAT, content=body, headers={"content-type": "text/plain"})
+    assert error_of(response)["status"] == 415
+    typed = {"content-type": "application/json; charset=utf-8"}
+    assert server.client.post(CHAT, content=body, headers=typed).status_code == 200
+
+
+def test_many_mistakes_are_told_briefly(server: Running) -> None:
+    error = server.refusal(**{f"field{number}{'x' * 1000}": 1 for number in range(50)})
+    assert len(error["param"]) <= 200
+    assert error["message"].endswith("and 40 more")
+    assert all(len(part) <= 200 for part in error["message"].split("; "))
+
+
+def test_a_body_of_nothing_but_mistakes_is_refused_without_listing_them(server: Running) -> None:
+    error = server.refusal(**{f"field{number}": 1 for number in range(5000)})
+    assert (error["status"], error["message"]) == (400, "the body has 5000 mistakes")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = [
+    *HELLO,
+    "steering",
+    "stop",
+    "logit_bias",
+    "stream_options",
+    "n",
+    "tools",
+    "max_tokens",
+    "top_logprobs",
+]
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=4))
+def test_no_body_makes_the_server_fail(server: Running, fields: dict[str, Any]) -> None:
+    response = server.client.post(CHAT, content=json.dumps({**HELLO, **fields}))
+    assert response.status_code in (200, 400, 404)
+    if response.status_code != 200:
+        error_of(response)
