@@ -1,0 +1,63 @@
+"""The profiles that ship are whole, work by their own evidence, and move answers on held-out prompts."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from platformdirs import user_cache_path
+
+from steering.building.evaluation import random_deltas
+from steering.building.measuring import measure_by_metric
+from steering.building.metrics import read_metric
+from steering.building.pairs import read_prompts, tokenise_prompt
+from steering.embedded import EMBEDDED_ID
+from steering.loading import LoadedModel, load_model
+from vector_store.local import SHIPPED, LocalStore
+
+EXAMPLES = Path(__file__).parents[3] / "examples" / "pairs"
+NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+PROMPTS = 12
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[LoadedModel]:
+    cache_dir = os.environ.get("GRAINSERVE_CACHE_DIR")
+    yield load_model(None, Path(cache_dir) if cache_dir else user_cache_path("grainserve"))
+
+
+def test_at_least_three_profiles_ship() -> None:
+    assert len(NAMES) >= 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_profile_is_whole_and_works_by_its_evidence(name: str) -> None:
+    profile = LocalStore(SHIPPED).get(name)
+    manifest, evidence = profile.manifest, profile.manifest.evidence
+    assert (manifest.name, manifest.version, manifest.model.id) == (name, 1, EMBEDDED_ID)
+    report = json.loads((profile.path / "report.json").read_text())
+    assert report["headline"] == evidence
+    assert evidence["works"] is True
+    assert evidence["items"] >= 50  # type: ignore[operator]
+    for layer, delta in profile.vectors.deltas.items():
+        norm = manifest.calibration["median_norms"][str(layer)]  # type: ignore[index,call-overload]
+        assert float(delta.norm()) == pytest.approx(manifest.calibration["dose"] * norm, rel=1e-3)  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_profile_moves_held_out_answers_visibly(embedded: LoadedModel, name: str) -> None:
+    profile = LocalStore(SHIPPED).get(name)
+    assert profile.manifest.model.fingerprint == embedded.identity.fingerprint
+    prompts = read_prompts(EXAMPLES / f"{name}.test.jsonl")[:PROMPTS]
+    metric = read_metric(EXAMPLES / f"{name}.metric.json")
+    tokens = [tokenise_prompt(embedded, prompt) for prompt in prompts]
+    measure = measure_by_metric(embedded, tokens, metric, max_tokens=32)
+    deltas = profile.vectors.deltas
+    unsteered, steered = measure({}, False), measure(deltas, False)
+    random = measure(random_deltas(deltas, 1, seed=5)[0], False)
+    assert steered.score > max(unsteered.score, random.score)
+    moved = fmean(s > u for s, u in zip(steered.scores, unsteered.scores, strict=True))
+    assert moved > 0.5
