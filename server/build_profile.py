@@ -30,8 +30,9 @@ from steering.building.pairs import PairsFile, read_pairs, read_prompts
 from steering.building.progress import Progress
 from steering.errors import InvalidRequest, SteeringError
 from steering.loading import LoadedModel, load_model
-from vector_store.local import default_root, open_store
+from vector_store.local import open_store
 from vector_store.manifest import NAME_PATTERN, Manifest, ModelRecord, PairsRecord
+from vector_store.places import default_root
 from vector_store.store import Profile
 
 LIBRARIES = ("grainserve", "torch", "transformers")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from platformdirs import user_cache_path, user_data_path
+from platformdirs import user_cache_path
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -15,6 +15,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+
+from vector_store.places import default_root
 
 
 class BadSettings(Exception):
@@ -59,7 +61,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="The weights' type.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     store: UserPath = Field(
-        default_factory=lambda: user_data_path("grainserve") / "profiles",
+        default_factory=default_root,
         description="Directory of profiles.",
     )
     cache_dir: UserPath = Field(

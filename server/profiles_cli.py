@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from steering.errors import SteeringError
-from vector_store.local import LocalStore, default_root, open_store
+from vector_store.local import LocalStore, open_store
 from vector_store.manifest import Manifest
 from vector_store.names import is_version
+from vector_store.places import default_root
 from vector_store.store import Profile, ProfileEntry
 
 PIPED_WIDTH = 100_000

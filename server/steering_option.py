@@ -12,8 +12,9 @@ from server.steering_syntax import (
     parse_strength,
     written,
 )
-from server.wire import MAX_TERMS, SteeringRequest, TermRequest
+from server.wire import SteeringRequest, TermRequest
 from steering.errors import InvalidSteering, ProfileIncompatible, ProfileNotFound
+from steering.plan import MOST_TERMS
 from steering.types import ModelIdentity, Positions, SteeringPlan, SteeringTerm
 from vector_store.manifest import incompatibility
 from vector_store.names import quoted
@@ -129,8 +130,8 @@ def asked_in_object(term: TermRequest, place: str) -> AskedTerm:
 
 
 def asked_in_string(text: str, place: str) -> list[AskedTerm]:
-    if text.count("+") >= MAX_TERMS:
-        raise InvalidSteering(f"there are too many steering terms; {MAX_TERMS} is the most", place)
+    if text.count("+") >= MOST_TERMS:
+        raise InvalidSteering(f"there are too many steering terms; {MOST_TERMS} is the most", place)
     terms = parse_steering(text, place)
     return [AskedTerm(place, False, term.name, term.version, term.strength) for term in terms]
 

@@ -13,6 +13,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from steering.plan import MOST_TERMS
 from steering.types import Positions
 
 # Tags of the unions below; with pydantic's own for a key, they stand in its error locations, never in ours.
@@ -20,7 +21,6 @@ TEXT, LIST, OBJECT = "<text>", "<list>", "<object>"
 TAGS = frozenset({TEXT, LIST, OBJECT, "[key]"})
 KINDS: dict[type, str] = {str: TEXT, list: LIST, dict: OBJECT}
 
-MAX_TERMS = 8
 SEEDS = 2**63
 
 
@@ -60,7 +60,7 @@ class TermRequest(Wire):
 
 SteeringRequest = Annotated[
     Annotated[str, Tag(TEXT)]
-    | Annotated[list[TermRequest], Field(max_length=MAX_TERMS), Tag(LIST)]
+    | Annotated[list[TermRequest], Field(max_length=MOST_TERMS), Tag(LIST)]
     | Annotated[TermRequest, Tag(OBJECT)],
     one_of_kinds("an object, a list of objects, or a string such as 'truthful*0.8+concise'"),
 ]

@@ -9,6 +9,7 @@ SteeringError                    message, code, HTTP status, param
 │   ├── ModelNotFound            404
 │   └── ProfileNotFound          404
 ├── ProfileCorrupt               500  a profile directory fails its checks
+├── StoreNotWritable             500  profiles cannot be published there
 ├── ModelUnavailable             500  a model cannot be loaded
 ├── InvalidPairs                 400  the preference pairs cannot be used
 ├── GenerationFailed             500  this request's own work failed
@@ -66,6 +67,12 @@ class ProfileNotFound(NotFound):
 
 class ProfileCorrupt(SteeringError):
     code = "profile_corrupt"
+
+
+class StoreNotWritable(SteeringError):
+    """No permission, no space, or something in the way."""
+
+    code = "store_not_writable"
 
 
 class ModelUnavailable(SteeringError):

@@ -5,17 +5,16 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from platformdirs import user_data_path
 from torch import Tensor
 
 from steering.errors import ProfileCorrupt
 from vector_store.manifest import Manifest
 from vector_store.names import is_name, is_version, unknown_profile, unknown_version
+from vector_store.places import SHIPPED
 from vector_store.publishing import publish
 from vector_store.store import Profile, ProfileEntry
 from vector_store.verified import VerifiedProfiles
 
-SHIPPED = Path(__file__).parent / "shipped"
 CACHE_BYTES = 256 << 20
 
 _logger = logging.getLogger(__name__)
@@ -26,11 +25,6 @@ def open_store(root: Path) -> "LocalStore":
     store = LocalStore(root, [SHIPPED])
     _warn_if_closed(store.root)
     return store
-
-
-def default_root() -> Path:
-    """Return where profiles lie if nobody says otherwise: the user's data directory."""
-    return user_data_path("grainserve") / "profiles"
 
 
 class LocalStore:

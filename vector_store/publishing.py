@@ -14,11 +14,11 @@ from uuid import uuid4
 from filelock import FileLock
 from torch import Tensor
 
-from steering.errors import ProfileCorrupt
+from steering.errors import ProfileCorrupt, StoreNotWritable
 from vector_store import artifact
 from vector_store.manifest import Manifest
 from vector_store.names import is_name, quoted
-from vector_store.store import Profile, StoreNotWritable
+from vector_store.store import Profile
 
 STAGING = ".tmp-"
 LOCK = ".lock"

@@ -7,15 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from steering.errors import SteeringError
 from steering.types import SteeringVectors
 from vector_store.manifest import Manifest
-
-
-class StoreNotWritable(SteeringError):
-    """A profile cannot be published here: no permission, no space, or something is in the way."""
-
-    code = "store_not_writable"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -64,10 +64,6 @@ class Batcher:
         return len(self._slots)
 
     @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
     def idle(self) -> bool:
         return not self._slots and not self._waiting
 

@@ -92,11 +92,12 @@ class TransformersEngine:
         self._wake = threading.Condition()
         self._arrived: deque[Ticket] = deque()
         self._abandoned: deque[Ticket] = deque()
+        self._open: set[Ticket] = set()
         self._tickets: dict[RunningRequest, Ticket] = {}
         self._outbox: list[tuple[Ticket, Result]] = []
         self._state: EngineState = "starting"
         self._reason: str | None = None
-        self._running = self._waiting = 0
+        self._running = 0
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
 
     async def start(self) -> None:
@@ -116,13 +117,15 @@ class TransformersEngine:
             await asyncio.to_thread(self._thread.join)
 
     def health(self) -> EngineHealth:
-        return EngineHealth(self._state, self._reason, self._running, self._waiting + len(self._arrived))
+        running, unfinished = self._running, len(self._open)
+        return EngineHealth(self._state, self._reason, running, max(0, unfinished - running))
 
     def stream(self, job: GenerationJob) -> AsyncGenerator[TokenEvent, None]:
         request = RunningRequest(job, self._loaded.tokenizer, self._loaded.vocabulary_size, self._eos)
         ticket = Ticket(request, asyncio.get_running_loop())
         with self._wake:
             self._refuse_excess()
+            self._open.add(ticket)
             self._arrived.append(ticket)
             self._wake.notify()
         return Results(ticket, self.abandon)
@@ -132,7 +135,7 @@ class TransformersEngine:
             raise EngineUnavailable(
                 f"the engine is {self._state}" + (f": {self._reason}" if self._reason else "")
             )
-        if self._waiting + len(self._arrived) >= self._max_waiting:
+        if len(self._open) >= self._limits.slots + self._max_waiting:
             raise EngineOverloaded(
                 f"{self._max_waiting} requests are waiting already; try again later", retry_after=RETRY_AFTER
             )
@@ -140,6 +143,7 @@ class TransformersEngine:
     def abandon(self, ticket: Ticket) -> None:
         """Have the inference thread forget the job before its next step."""
         with self._wake:
+            self._open.discard(ticket)
             self._abandoned.append(ticket)
             self._wake.notify()
 
@@ -150,7 +154,7 @@ class TransformersEngine:
                 batcher = Batcher(self._loaded, steering, self._limits, self._emit)
                 while self._wait_for_work(batcher):
                     batcher.step()
-                    self._running, self._waiting = batcher.running, batcher.waiting
+                    self._running = batcher.running
                     self._deliver()
         except Exception as error:
             logger.exception("the inference thread died")
@@ -165,7 +169,7 @@ class TransformersEngine:
                 self._take_in(batcher)
                 if not batcher.idle:
                     return True
-                self._running = self._waiting = 0
+                self._running = 0
                 self._wake.wait()
         return False
 
@@ -178,12 +182,12 @@ class TransformersEngine:
             ticket = self._abandoned.popleft()
             batcher.drop(ticket.request)
             self._tickets.pop(ticket.request, None)
-        self._waiting = batcher.waiting
 
     def _emit(self, request: RunningRequest, result: Result) -> None:
         ticket = self._tickets[request]
         if isinstance(result, SteeringError) or result.finish:
             del self._tickets[request]
+            self._open.discard(ticket)
         self._outbox.append((ticket, result))
 
     def _deliver(self) -> None:
@@ -206,7 +210,8 @@ class TransformersEngine:
             left = [*self._tickets.values(), *self._arrived]
             self._tickets.clear()
             self._arrived.clear()
-            self._running = self._waiting = 0
+            self._open.clear()
+            self._running = 0
         why = f"the engine stopped: {self._reason}" if self._reason else "the server is shutting down"
         self._outbox.extend((ticket, EngineUnavailable(why)) for ticket in left)
         self._deliver()

@@ -11,10 +11,9 @@ from shutil import copytree, rmtree
 import pytest
 import torch
 
-from steering.errors import ProfileCorrupt, ProfileNotFound
+from steering.errors import ProfileCorrupt, ProfileNotFound, StoreNotWritable
 from vector_store import local
 from vector_store.local import LocalStore, open_store
-from vector_store.store import StoreNotWritable
 
 Publish = Callable[..., Path]
 

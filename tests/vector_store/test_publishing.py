@@ -13,10 +13,9 @@ from threading import Event, Thread
 import pytest
 from filelock import FileLock
 
-from steering.errors import SteeringError
+from steering.errors import SteeringError, StoreNotWritable
 from vector_store import publishing
 from vector_store.local import LocalStore
-from vector_store.store import StoreNotWritable
 
 STEPS = ("open", "os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.scandir", "fcntl.flock", "os.listdir")
 
