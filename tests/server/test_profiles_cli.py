@@ -12,7 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from server.profiles_cli import profiles_app
-from vector_store import local
+from vector_store import local, places
 from vector_store.local import LocalStore
 from vector_store.manifest import Manifest, ModelRecord, PairsRecord
 
@@ -173,7 +173,7 @@ def test_the_store_comes_from_the_option_then_the_environment_then_the_users_dir
 ):
     publish(tmp_path / "environment", "from-environment")
     publish(tmp_path / "home" / "grainserve" / "profiles", "from-home")
-    monkeypatch.setattr(local, "user_data_path", (tmp_path / "home").joinpath)
+    monkeypatch.setattr(places, "user_data_path", (tmp_path / "home").joinpath)
     from_environment = {"GRAINSERVE_STORE": str(tmp_path / "environment")}
     assert "from-home" in run("list").stdout
     assert "from-environment" in run("list", **from_environment).stdout
