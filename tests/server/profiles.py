@@ -8,6 +8,7 @@ from server.engine.scripted import IDENTITY
 from steering.types import ModelIdentity, Positions
 from vector_store.manifest import Manifest, ModelRecord
 from vector_store.memory import MemoryStore
+from vector_store.store import VectorStore
 
 OTHER = replace(IDENTITY, id="other-model", fingerprint="ab" * 32)
 
@@ -22,7 +23,7 @@ def small_store() -> MemoryStore:
 
 
 def publish(
-    store: MemoryStore,
+    store: VectorStore,
     name: str,
     layers: tuple[int, ...],
     positions: Positions = "all",
