@@ -200,6 +200,7 @@ class Batcher:
     def _leave(self, request: RunningRequest) -> None:
         """Free the request's slot and close the gap."""
         slot = self._slots.index(request)
+        self._cache.wipe(slot, len(request.tokens))
         if slot < self._decoding:
             self._decoding -= 1
             self._relocate(self._decoding, slot)
@@ -210,5 +211,7 @@ class Batcher:
 
     def _relocate(self, source: int, target: int) -> None:
         if source != target:
-            self._cache.move(source, target, self._slots[source].computed)
-            self._slots[target] = self._slots[source]
+            moved = self._slots[source]
+            self._cache.move(source, target, moved.computed)
+            self._cache.wipe(source, len(moved.tokens))
+            self._slots[target] = moved

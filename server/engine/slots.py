@@ -80,6 +80,11 @@ class SlotLayer(CacheLayerMixin):
                 stored[first, :, :length] = stored[second, :, :length]
                 stored[second, :, :length] = kept
 
+    def wipe(self, slot: int, length: int) -> None:
+        for stored in (self.keys, self.values):
+            if stored is not None:
+                stored[slot, :, :length] = 0
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return max(self._cache.window.ends), 0
 
@@ -159,6 +164,14 @@ class SlotCache(Cache):
     def swap(self, first: int, second: int, length: int) -> None:
         for layer in self.slot_layers:
             layer.swap(first, second, length)
+
+    def wipe(self, slot: int, length: int) -> None:
+        """Zero a slot's first `length` tokens.
+
+        A mask gives what is left behind the weight zero, and zero times NaN is NaN.
+        """
+        for layer in self.slot_layers:
+            layer.wipe(slot, length)
 
     def clear(self) -> None:
         """Give the memory back; only while no request runs."""

@@ -283,3 +283,21 @@ def test_output_that_is_not_finite_fails_the_request_and_spares_its_neighbour(
         batch.run()
     assert isinstance(batch.results[bad][-1], GenerationFailed)
     assert completion(good) == naive_tokens(loaded, good.job)
+
+
+def test_what_is_not_finite_in_a_slot_is_gone_before_the_next_request_gets_it(
+    tiny_model: Callable[[str], LoadedModel],
+) -> None:
+    loaded = tiny_model("llama")
+    broken = random_vectors("broken", loaded, [1])
+    broken.deltas[1].fill_(float("inf"))
+    with bench(loaded, BatchLimits(slots=4, prefill=64, cache=1024, context=256)) as batch:
+        long = batch.add(greedy_job("long", prompt_of(40), 30))
+        bad = [batch.add(greedy_job(f"bad {i}", prompt_of(30, i), 8, term(broken, 1.0))) for i in range(2)]
+        batch.batcher.step()
+        batch.batcher.step()
+        short = batch.add(greedy_job("short", prompt_of(7), 12))
+        batch.run()
+    assert all(isinstance(batch.results[request][-1], GenerationFailed) for request in bad)
+    for request in (long, short):
+        assert completion(request) == naive_tokens(loaded, request.job)
