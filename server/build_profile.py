@@ -37,6 +37,14 @@ from vector_store.store import Profile
 
 LIBRARIES = ("grainserve", "torch", "transformers")
 INTERRUPTED = 130
+COLUMNS = (
+    TextColumn("{task.description:<12}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,22 +188,16 @@ def explained(console: Console) -> Iterator[None]:
 
 @contextmanager
 def shown(console: Console) -> Iterator[Progress]:
-    """Show one bar per stage, with the time that remains."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
+    """Show one bar per stage, with the time that remains; in a log, one line per finished stage."""
     tasks: dict[str, TaskID] = {}
-    with ProgressBar(*columns, console=console) as bar:
+    with ProgressBar(*COLUMNS, console=console, disable=not console.is_terminal) as bar:
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)
+            if done == total and not console.is_terminal:
+                console.print(f"{stage}: {total} done")
 
         yield advance
 

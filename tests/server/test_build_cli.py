@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from server.build_cli import build
+from server.build_cli import Method, build
+from steering.building.builders import BUILDERS
 from tests.tiny_models import save_tiny
 from vector_store.local import LocalStore
 
@@ -74,6 +76,10 @@ def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], r
     assert reason in result.stderr
     assert "Traceback" not in result.output
     assert not (workplace / "store" / "b").exists()
+
+
+def test_the_command_offers_every_builder() -> None:
+    assert get_args(Method) == tuple(BUILDERS)
 
 
 def test_ctrl_c_publishes_nothing(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -23,9 +22,9 @@ PROMPTS = 12
 
 
 @pytest.fixture(scope="module")
-def embedded() -> Iterator[LoadedModel]:
+def embedded() -> LoadedModel:
     cache_dir = os.environ.get("GRAINSERVE_CACHE_DIR")
-    yield load_model(None, Path(cache_dir) if cache_dir else user_cache_path("grainserve"))
+    return load_model(None, Path(cache_dir) if cache_dir else user_cache_path("grainserve"))
 
 
 def test_at_least_three_profiles_ship() -> None:
