@@ -85,7 +85,7 @@ def test_grains_is_the_shift_by_the_strongest_tokens_of_both_answers(
 def test_the_shared_reading_changes_the_prompt_only(
     llama: LoadedModel, tokenised: Pairs, summary: str
 ) -> None:
-    options = GrainsOptions(reading="shared", tokens=2, steps=4, summary=summary)  # type: ignore[arg-type]
+    options = GrainsOptions(reading="shared", tokens=2, steps=4, summary=summary)
     found = grains(llama, tokenised[:4], options)
     assert found.vectors.shape == (len(llama.blocks), llama.identity.hidden_size)
     assert len(found.gaps) == 4

@@ -3,7 +3,6 @@
 import json
 import os
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 from platformdirs import user_cache_path
@@ -18,7 +17,7 @@ from vector_store.local import SHIPPED, LocalStore
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "pairs"
 NAMES = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
-PROMPTS = 12
+PROMPTS = 24
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +38,10 @@ def test_a_shipped_profile_is_whole_and_works_by_its_evidence(name: str) -> None
     report = json.loads((profile.path / "report.json").read_text())
     assert report["headline"] == evidence
     assert evidence["works"] is True
-    assert evidence["items"] >= 50  # type: ignore[operator]
+    assert evidence["items"] >= 50
     for layer, delta in profile.vectors.deltas.items():
-        norm = manifest.calibration["median_norms"][str(layer)]  # type: ignore[index,call-overload]
-        assert float(delta.norm()) == pytest.approx(manifest.calibration["dose"] * norm, rel=1e-3)  # type: ignore[operator]
+        norm = manifest.calibration["median_norms"][str(layer)]
+        assert float(delta.norm()) == pytest.approx(manifest.calibration["dose"] * norm, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -53,10 +52,11 @@ def test_a_shipped_profile_moves_held_out_answers_visibly(embedded: LoadedModel,
     prompts = read_prompts(EXAMPLES / f"{name}.test.jsonl")[:PROMPTS]
     metric = read_metric(EXAMPLES / f"{name}.metric.json")
     tokens = [tokenise_prompt(embedded, prompt) for prompt in prompts]
-    measure = measure_by_metric(embedded, tokens, metric, max_tokens=32)
+    measure = measure_by_metric(embedded, tokens, metric, max_tokens=48)
     deltas = profile.vectors.deltas
     unsteered, steered = measure({}, False), measure(deltas, False)
     random = measure(random_deltas(deltas, 1, seed=5)[0], False)
     assert steered.score > max(unsteered.score, random.score)
-    moved = fmean(s > u for s, u in zip(steered.scores, unsteered.scores, strict=True))
-    assert moved > 0.5
+    # A part of the held-out prompts scatters more than all of them: half the interval's low end is asked.
+    low = profile.manifest.evidence["effect"]["low"]
+    assert steered.score - unsteered.score > low / 2
