@@ -41,6 +41,7 @@ check: $(INSTALLED)
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+	$(RUN)/hadolint Dockerfile
 
 bench: $(INSTALLED)
 	$(RUN)/grainserve bench $(ARGS)
