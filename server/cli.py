@@ -24,8 +24,10 @@ app.command()(doctor)
 
 
 def flag(setting: str) -> Any:
-    """Return the option of a setting, with its description as help."""
-    return typer.Option(help=Settings.model_fields[setting].description, show_default=False)
+    """Return the option of a setting, with its description as help and its default shown."""
+    field = Settings.model_fields[setting]
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return typer.Option(help=field.description, show_default=str(default) if default else False)
 
 
 @app.command()
