@@ -74,8 +74,12 @@ def load_model(source: str | None, cache_dir: Path, dtype: str = "auto", device:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map={"": place})
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelUnavailable(explain(name, error)) from error
+    # The first call settles truncation and padding; later ones only read, so threads can share it.
+    tokenizer(" ")
     identity = identify(name, model, tokenizer)
-    model.to(choose_dtype(dtype, model.dtype, place)).eval().requires_grad_(False)
+    if not getattr(model, "is_quantized", False):
+        model.to(choose_dtype(dtype, model.dtype, place))
+    model.eval().requires_grad_(False)
     return LoadedModel(model, tokenizer, decoder_blocks(model), identity)
 
 
