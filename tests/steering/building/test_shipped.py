@@ -1,5 +1,6 @@
 """The profiles that ship are whole, work by their own evidence, and move answers on held-out prompts."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_a_shipped_profile_is_whole_and_works_by_its_evidence(name: str) -> None
     profile = LocalStore(SHIPPED).get(name)
     manifest, evidence = profile.manifest, profile.manifest.evidence
     assert (manifest.name, manifest.version, manifest.model.id) == (name, 1, EMBEDDED_ID)
+    assert manifest.pairs.digest == hashlib.sha256((EXAMPLES / f"{name}.jsonl").read_bytes()).hexdigest()
     report = json.loads((profile.path / "report.json").read_text())
     assert report["headline"] == evidence
     assert evidence["works"] is True
