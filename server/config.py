@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(32, ge=1, description="Requests that run in one batch.")
     max_waiting: int = Field(256, ge=0, description="Requests that may wait; more are answered with 503.")
     max_context: int | None = Field(None, ge=1, description="Context in tokens; none: the model's.")
-    prefill_chunk: int | None = Field(None, ge=1, description="Prompt tokens of one prefill step.")
+    prefill_chunk: int | None = Field(None, ge=1, description="Prompt tokens a step while others decode.")
     kv_cache_gb: float | None = Field(None, gt=0, description="Memory for the KV cache.")
     threads: int | None = Field(None, ge=1, description="Threads of the model on a CPU.")
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 MOST_FAILURES = 8
 # Tokens of cache that an arriving request must find free beyond its own, so that it is not put back at once.
 HEADROOM = 64
+# How many times longer a piece of prefill may be while nobody waits for a next token.
+ALONE = 4
 
 Emit = Callable[[RunningRequest, TokenEvent | SteeringError], None]
 
@@ -31,8 +33,8 @@ Emit = Callable[[RunningRequest, TokenEvent | SteeringError], None]
 class BatchLimits:
     """How much runs at once, in requests and tokens.
 
-    slots: requests. prefill: prompt tokens a step, padding included. cache: tokens over all slots,
-    at least `context`. context: tokens of one request, prompt and completion together.
+    slots: requests. prefill: prompt tokens a step while others decode, padding included. cache: tokens
+    over all slots, at least `context`. context: tokens of one request, prompt and completion together.
     """
 
     slots: int
@@ -118,7 +120,7 @@ class Batcher:
 
     def _next_prefill(self) -> list[Piece]:
         """Return the oldest unfinished prompt's next piece, with other short prompts beside it."""
-        limit = self._limits.prefill
+        limit = self._limits.prefill * (1 if self._decoding else ALONE)
         order = sorted(range(self._decoding, len(self._slots)), key=lambda slot: self._slots[slot].number)
         first = self._slots[order[0]]
         if first.computed or first.pending > limit:
