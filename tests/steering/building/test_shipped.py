@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from platformdirs import user_cache_path
 
+from steering.building.calibration import DamageBound
 from steering.building.evaluation import random_deltas
 from steering.building.measuring import measure_by_metric
 from steering.building.metrics import read_metric
@@ -41,6 +42,9 @@ def test_a_shipped_profile_is_whole_and_works_by_its_evidence(name: str) -> None
     assert report["headline"] == evidence
     assert evidence["works"] is True
     assert evidence["items"] >= 50
+    steered, unsteered = (evidence["fluency"][side] for side in ("steered", "unsteered"))
+    assert steered["log_probability"] >= unsteered["log_probability"] - DamageBound().log_probability
+    assert steered["distinct_2"] >= unsteered["distinct_2"] * DamageBound().distinct_2
     for layer, delta in profile.vectors.deltas.items():
         norm = manifest.calibration["median_norms"][str(layer)]
         assert float(delta.norm()) == pytest.approx(manifest.calibration["dose"] * norm, rel=1e-3)
