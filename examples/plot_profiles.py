@@ -22,9 +22,7 @@ def main() -> None:
     figure, panels = plt.subplots(1, len(reports), figsize=(3.4 * len(reports), 3.0), squeeze=False)
     for panel, (name, report) in zip(panels[0], reports.items(), strict=True):
         draw(panel, name, report)
-    panels[0][0].set_ylabel(
-        "matches per 100 words" if "concise" not in reports else "score", color=INK, fontsize=9
-    )
+    panels[0][0].set_ylabel("behaviour minus opposite, per 100 words", color=INK, fontsize=8)
     figure.tight_layout()
     figure.savefig(PICTURE, dpi=150)
 
