@@ -80,7 +80,11 @@ class Manifest(Record):
 def incompatibility(manifest: Manifest, model: ModelIdentity) -> str | None:
     """Return why the profile does not fit the model, or None if it does."""
     built = manifest.model
-    if built.fingerprint == model.fingerprint:
+    if (built.fingerprint, built.layers, built.hidden_size) == (
+        model.fingerprint,
+        model.layers,
+        model.hidden_size,
+    ):
         return None
     return (
         f"built for {built.id} ({built.architecture}, {built.layers} layers of {built.hidden_size}, "

@@ -19,7 +19,8 @@ from steering.plan import MOST_TERMS, DeltaBank, hold, let_go
 
 logger = logging.getLogger(__name__)
 
-# Failed passes in a row, with none that worked between, after which the engine counts as broken.
+# Failed passes in a row, with none that worked between, after which the model is tried with nothing of any
+# request; if that fails too, the engine is broken.
 MOST_FAILURES = 8
 # Tokens of cache that an arriving request must find free beyond its own, so that it is not put back at once.
 HEADROOM = 64
@@ -59,6 +60,7 @@ class Batcher:
         self._waiting: deque[RunningRequest] = deque()
         self._slots: list[RunningRequest] = []
         self._decoding = 0
+        self._long_is_next = True
         self._failures = 0
 
     @property
@@ -110,7 +112,7 @@ class Batcher:
         while not self._cache.fits(len(self._slots), self._longest()):
             youngest = max(self._slots, key=lambda request: request.number)
             self._leave(youngest)
-            youngest.computed = 0
+            youngest.restart()
             self._waiting.appendleft(youngest)
         self._cache.reserve(len(self._slots), self._longest())
 
@@ -119,18 +121,26 @@ class Batcher:
         return min(self._limits.context, 1 + max(len(request.tokens) for request in self._slots))
 
     def _next_prefill(self) -> list[Piece]:
-        """Return the oldest unfinished prompt's next piece, with other short prompts beside it."""
+        """Return the next piece: of a long prompt, or several short ones whole; in turn where both wait."""
         limit = self._limits.prefill * (1 if self._decoding else ALONE)
         order = sorted(range(self._decoding, len(self._slots)), key=lambda slot: self._slots[slot].number)
-        first = self._slots[order[0]]
-        if first.computed or first.pending > limit:
-            return [Piece(order[0], first, min(first.pending, limit))]
+        long = [slot for slot in order if self._slots[slot].computed or self._slots[slot].pending > limit]
+        short = [slot for slot in order if slot not in long]
+        if long and (self._long_is_next or not short):
+            self._long_is_next = False
+            request = self._slots[long[0]]
+            return [Piece(long[0], request, min(request.pending, limit))]
+        self._long_is_next = True
+        return self._together(short, limit)
+
+    def _together(self, slots: Sequence[int], limit: int) -> list[Piece]:
+        """Return as many whole prompts as fit into one pass, padding counted."""
         pieces: list[Piece] = []
         width = 0
-        for slot in order:
+        for slot in slots:
             request = self._slots[slot]
             width = max(width, request.pending)
-            if request.computed or width * (len(pieces) + 1) > limit:
+            if width * (len(pieces) + 1) > limit:
                 break
             pieces.append(Piece(slot, request, request.pending))
         return pieces
@@ -160,7 +170,7 @@ class Batcher:
     def _failed(self, error: Exception) -> Exception:
         logger.error("a forward pass failed", exc_info=error)
         self._failures += 1
-        if self._failures >= MOST_FAILURES:
+        if self._failures >= MOST_FAILURES and not self._forward.works():
             raise RuntimeError(
                 f"{MOST_FAILURES} forward passes in a row failed; the last: {error}"
             ) from error

@@ -59,6 +59,16 @@ class ForwardPass:
             piece.request.advance(piece.count, steered)
         return output.logits[:, -1].float()
 
+    def works(self) -> bool:
+        """Whether the model runs at all, on one token with no cache and no steering."""
+        try:
+            self._model(
+                input_ids=torch.zeros((1, 1), dtype=torch.int64, device=self._device), use_cache=False
+            )
+        except Exception:
+            return False
+        return True
+
     def _decode_steering(self, pieces: Sequence[Piece]) -> SteeringBatch:
         """Return the steering of a decode step, the last step's as long as the same requests decode.
 

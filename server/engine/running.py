@@ -62,6 +62,11 @@ class RunningRequest:
             self.steered[index] += moved
         self.computed += count
 
+    def restart(self) -> None:
+        """Forget what the cache held; all tokens will pass through the model, and be counted, again."""
+        self.computed = 0
+        self.steered = [0] * len(self.steered)
+
     def accept(self, token: int, logits: Tensor) -> TokenEvent:
         """Append a chosen token and return what became certain by it; logits float32 [vocabulary]."""
         self.tokens.append(token)

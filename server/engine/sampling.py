@@ -1,6 +1,7 @@
 """Choose next tokens: penalties, bias, temperature, truncation, and a random stream per request."""
 
-import random
+import hashlib
+import secrets
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,12 @@ from steering.errors import GenerationFailed
 
 # Candidates looked at first under top_p; the full vocabulary is sorted only when they do not suffice.
 LIKELY = 256
+# Noise of 24 bits lies between -2.9 and 17.4: a token farther than this below the likeliest cannot win.
+FARTHEST = 20.5
+# SplitMix64's constants, as int64.
+GOLDEN, MIX_FIRST, MIX_SECOND = (
+    constant - 2**64 for constant in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 # Below this a temperature would vanish in float32; it is greedy long before.
 LOWEST_TEMPERATURE = 1e-6
 
@@ -18,13 +25,14 @@ LOWEST_TEMPERATURE = 1e-6
 class Sampler:
     """One request's way of choosing tokens.
 
-    Each sampled token uses one number of the request's own random stream, so that neither neighbours nor
-    the device change what a seed gives.
+    The noise of each step and token follows from the seed alone, so that neighbours, the device and being
+    put back into the queue change what a seed gives only where two tokens are nearly tied.
     """
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], vocabulary_size: int) -> None:
         self._params = params
-        self._random = random.Random(params.seed)
+        self._seed = secrets.token_hex(8) if params.seed is None else params.seed
+        self._step = 0
         self._prompt = sorted(set(prompt)) if params.repetition_penalty != 1.0 else []
         self._counts: dict[int, int] = {}
         self._vocabulary_size = vocabulary_size
@@ -55,7 +63,8 @@ class Sampler:
         if self._params.temperature == 0.0:
             return logits.argmax()
         tempered = (logits - logits.max()) / max(self._params.temperature, LOWEST_TEMPERATURE)
-        return draw(tempered, self._params, self._random.random())
+        self._step += 1
+        return draw(tempered, self._params, noise_key(self._seed, self._step))
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         self._penalise(logits)
@@ -76,44 +85,63 @@ class Sampler:
             logits[tokens] -= self._params.presence_penalty + self._params.frequency_penalty * counts
 
 
-def draw(logits: Tensor, params: SamplingParams, chance: float) -> Tensor:
-    """Return a token drawn by inverting the truncated distribution at `chance` in [0, 1)."""
-    probabilities = logits.softmax(-1)
-    tokens: Tensor | None = None
-    if 0 < params.top_k < logits.numel():
-        probabilities, tokens = probabilities.topk(params.top_k)
+def draw(logits: Tensor, params: SamplingParams, key: int) -> Tensor:
+    """Return a token of the truncated distribution: the largest of its logits plus Gumbel noise.
+
+    logits float32 [vocabulary], divided by the temperature, the largest at zero. A logit that another
+    batch size or device rounds otherwise changes the token only where two are nearly tied.
+    """
+    probabilities, tokens, mass = candidates(logits, params)
+    kept = torch.ones_like(probabilities, dtype=torch.bool)
     if params.top_p < 1.0:
-        if tokens is None:
-            probabilities, tokens = likeliest(probabilities, params.top_p)
-        before = probabilities.cumsum(-1) - probabilities
-        # top_p counts the mass that is left after top_k, as it does where the two are chained.
-        probabilities = probabilities.where(before < params.top_p * probabilities.sum(), 0.0)
+        kept &= probabilities.cumsum(-1) - probabilities < params.top_p * mass
     if params.min_p > 0.0:
-        probabilities = probabilities.where(probabilities >= params.min_p * probabilities.max(), 0.0)
-    place = invert(probabilities, chance)
-    return place if tokens is None else tokens[place]
+        kept &= probabilities >= params.min_p * probabilities.max()
+    noisy = logits[tokens].double() + gumbel_noise(key, tokens)
+    return tokens[noisy.masked_fill(~kept, -torch.inf).argmax()]
 
 
-def likeliest(probabilities: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Return probabilities and tokens, likeliest first, that hold at least top_p of the mass of one."""
-    if probabilities.numel() > LIKELY:
-        found, tokens = probabilities.topk(LIKELY)
-        if bool(found.sum() >= top_p):
-            # The mass beyond is kept as one last entry, so that top_p stays relative to the whole.
-            return with_rest(found, tokens)
-    return probabilities.sort(descending=True)
+def candidates(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor | float]:
+    """Return the probabilities and ids of the tokens that can be drawn, and their mass.
+
+    Likeliest first if truncation needs it. top_p counts the mass that top_k left, as it does where the
+    two are chained.
+    """
+    probabilities = logits.softmax(-1)
+    if 0 < params.top_k < logits.numel():
+        found, tokens = probabilities.topk(params.top_k)
+        return found, tokens, found.sum()
+    if params.top_p < 1.0:
+        found, tokens = probabilities.topk(min(LIKELY, logits.numel()))
+        if bool(found.sum() < params.top_p):
+            found, tokens = probabilities.sort(descending=True)
+        return found, tokens, 1.0
+    tokens = (logits > -FARTHEST).nonzero().squeeze(-1)
+    return probabilities[tokens], tokens, 1.0
 
 
-def with_rest(found: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    rest = (1.0 - found.sum()).clamp(min=0.0).reshape(1)
-    return torch.cat([found, rest]), torch.cat([tokens, tokens[-1:]])
+def gumbel_noise(key: int, tokens: Tensor) -> Tensor:
+    """Return standard Gumbel noise, float64, a pure function of the key and each token.
+
+    Source: SplitMix64 (Steele, Lea and Flood, 2014) for the bits, of which 24 are used.
+    """
+    bits = tokens * GOLDEN + key
+    for shift, factor in ((30, MIX_FIRST), (27, MIX_SECOND)):
+        bits = (bits ^ shifted(bits, shift)) * factor
+    bits = bits ^ shifted(bits, 31)
+    uniform = (shifted(bits, 40).double() + 0.5) / 2**24
+    return -torch.log(-torch.log(uniform))
 
 
-def invert(probabilities: Tensor, chance: float) -> Tensor:
-    """Return the first place where the cumulative mass exceeds chance * total; mass zero is never chosen."""
-    cumulative = probabilities.double().cumsum(-1)
-    place = torch.searchsorted(cumulative, cumulative[-1:] * chance, right=True)
-    return place.clamp(max=probabilities.numel() - 1)[0]
+def shifted(bits: Tensor, places: int) -> Tensor:
+    """Return an unsigned right shift of int64."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
+
+
+def noise_key(seed: int | str, step: int) -> int:
+    """Return 64 bits, signed, for one step of a request's random stream."""
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def choose_tokens(rows: Sequence[Tensor], samplers: Sequence[Sampler]) -> list[int | GenerationFailed]:

@@ -32,10 +32,10 @@ class Detokenizer:
         return longer[len(known) :]
 
     def flush(self) -> str:
-        """Return what is left at the end; an incomplete character becomes U+FFFD."""
+        """Return what is left at the end, without a character that the end cut in half."""
         known, longer = self._decode(self._emitted), self._decode(len(self._tokens))
         self._emitted = len(self._tokens)
-        return longer[len(known) :]
+        return longer[len(known) :].rstrip(REPLACEMENT)
 
     def _decode(self, end: int) -> str:
         window = self._tokens[self._begin : end]

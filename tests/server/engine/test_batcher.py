@@ -182,7 +182,8 @@ def test_requests_put_back_for_want_of_cache_lose_no_token(tiny_model: Callable[
     assert most > 2
     for job, request in zip(jobs, requests, strict=True):
         assert completion(request) == naive_tokens(loaded, job)
-        assert request.steered == ([] if not job.plan.terms else request.steered)
+        moved = 10 + 80 - 1 if job.plan.terms[0].strength else 0
+        assert request.steered == [moved]
 
 
 def test_the_proof_counts_each_moved_position_once(tiny_model: Callable[[str], LoadedModel]) -> None:
@@ -301,3 +302,32 @@ def test_what_is_not_finite_in_a_slot_is_gone_before_the_next_request_gets_it(
     assert all(isinstance(batch.results[request][-1], GenerationFailed) for request in bad)
     for request in (long, short):
         assert completion(request) == naive_tokens(loaded, request.job)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_ones_end(tiny_model: Callable[[str], LoadedModel]) -> None:
+    loaded = tiny_model("llama")
+    with bench(loaded, BatchLimits(slots=4, prefill=8, cache=1024, context=256)) as batch:
+        long = batch.add(greedy_job("long", prompt_of(240), 2))
+        batch.batcher.step()
+        short = batch.add(greedy_job("short", prompt_of(6), 2))
+        for _ in range(2):
+            batch.batcher.step()
+        assert completion(short)
+        assert not completion(long)
+        batch.run()
+    assert completion(long) == naive_tokens(loaded, long.job)
+
+
+def test_requests_that_fail_by_themselves_do_not_end_the_engine(
+    tiny_model: Callable[[str], LoadedModel],
+) -> None:
+    loaded = tiny_model("llama")
+    vectors = random_vectors("beyond", loaded, [1, 99])
+    with bench(loaded) as batch:
+        for number in range(12):
+            bad = batch.add(greedy_job(f"bad {number}", prompt_of(5), 4, term(vectors, 1.0)))
+            batch.run()
+            assert isinstance(batch.results[bad][-1], GenerationFailed)
+        good = batch.add(greedy_job("good", prompt_of(5), 4))
+        batch.run()
+    assert completion(good) == naive_tokens(loaded, good.job)

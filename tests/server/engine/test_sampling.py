@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from server.engine.protocol import SamplingParams
-from server.engine.sampling import Sampler, choose_tokens, draw, top_logprobs
+from server.engine.sampling import Sampler, choose_tokens, draw, noise_key, top_logprobs
 
 VOCABULARY = 600
 
@@ -60,20 +60,35 @@ def test_draws_follow_the_distribution_of_transformers_own_warpers(
     assert float((found - expected).abs().max()) < 0.03
 
 
-@given(st.integers(0, 1000), st.floats(0, 1, exclude_max=True), st.sampled_from([0.01, 0.3, 0.9, 0.999]))
-def test_top_p_draws_only_from_the_smallest_set_that_reaches_it(
-    seed: int, chance: float, top_p: float
-) -> None:
+@given(st.integers(0, 1000), st.integers(0, 10**6), st.sampled_from([0.01, 0.3, 0.9, 0.999]))
+def test_top_p_draws_only_from_the_smallest_set_that_reaches_it(seed: int, step: int, top_p: float) -> None:
     logits = random_logits(seed, spread=0.5)
     allowed = TopPLogitsWarper(top_p)(torch.zeros(1, 1, dtype=torch.long), logits[None])[0].isfinite()
-    assert allowed[draw(logits, params(top_p=top_p), chance)]
+    assert allowed[draw(logits - logits.max(), params(top_p=top_p), noise_key(seed, step))]
 
 
-@given(st.floats(0, 1, exclude_max=True))
-def test_a_token_without_probability_is_never_drawn(chance: float) -> None:
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_a_token_without_probability_is_never_drawn(key: int) -> None:
     logits = torch.full((VOCABULARY,), -math.inf)
-    logits[[7, 300]] = 1.0
-    assert int(draw(logits, params(), chance)) in (7, 300)
+    logits[[7, 300]] = 0.0
+    assert int(draw(logits, params(), key)) in (7, 300)
+
+
+def test_rounding_that_another_batch_brings_changes_no_draw() -> None:
+    logits = random_logits(spread=1.0)
+    jitter = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(1)) * 1e-6
+    samplers = [Sampler(params(temperature=1.0, seed=11), [], VOCABULARY) for _ in range(2)]
+    draws = [(int(samplers[0].choose(logits)), int(samplers[1].choose(logits + jitter))) for _ in range(3000)]
+    assert sum(one != other for one, other in draws) == 0
+
+
+def test_seeds_of_either_sign_are_streams_of_their_own() -> None:
+    logits = random_logits()
+    streams = set()
+    for seed in (-2, -1, 0, 1, 2):
+        sampler = Sampler(params(temperature=1.0, seed=seed), [], VOCABULARY)
+        streams.add(tuple(int(sampler.choose(logits)) for _ in range(12)))
+    assert len(streams) == 5
 
 
 def test_a_seed_gives_the_same_tokens_whatever_the_neighbours() -> None:
