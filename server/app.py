@@ -16,6 +16,7 @@ from server.metrics import Metrics
 from server.middleware import BodyLimit, Envelope, KeyCheck
 from server.naming import served_name
 from server.problems import problem_of
+from server.prompts import longest_token
 from server.routes import chat, models, operations, profiles
 from server.service import Service
 from server.steering_option import Resolver
@@ -54,6 +55,8 @@ def translator(settings: Settings, engine: Engine, store: VectorStore) -> Transl
         engine.card,
         served_name(identity.id, settings.served_model_name),
         Resolver(store, identity, settings.max_strength),
+        most_choices=settings.max_batch_size + settings.max_waiting,
+        most_characters=engine.card.context_length * longest_token(engine.card.tokenizer),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from steering.building.calibration import DOSES
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import PairsFile, read_pairs, read_prompts
 from steering.building.progress import Progress
-from steering.errors import InvalidRequest, SteeringError
+from steering.errors import InvalidRequest, SteeringError, StoreNotWritable
 from steering.loading import LoadedModel, load_model
 from vector_store.local import open_store
 from vector_store.manifest import NAME_PATTERN, Manifest, ModelRecord, PairsRecord
@@ -72,6 +73,7 @@ def run_build(request: BuildRequest) -> None:
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     with explained(console):
         refuse_early(request)
+        refuse_closed(request.store or default_root())
         options, sources = read_options(request), read_sources(request)
         cache_dir = request.cache_dir or user_cache_path("grainserve")
         loaded = load_model(request.model, cache_dir, device=request.device)
@@ -81,6 +83,18 @@ def run_build(request: BuildRequest) -> None:
         report = json.dumps(built.report, indent=2, ensure_ascii=False).encode() + b"\n"
         store = open_store(request.store or default_root())
         tell(console, store.publish(manifest, built.deltas, {"report.json": report}), sources.pairs)
+
+
+def refuse_closed(root: Path) -> None:
+    """Find out before minutes of work whether their result could be stored."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise StoreNotWritable(
+            f"no profile can be stored in {root}: {error.strerror}; name another --store"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

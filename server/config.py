@@ -1,7 +1,9 @@
 """The server's settings: a flag goes before the environment (GRAINSERVE_*), which goes before the file."""
 
+import os
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +19,8 @@ from pydantic_settings import (
 )
 
 from vector_store.places import default_root
+
+PREFIX = "GRAINSERVE_"
 
 
 class BadSettings(Exception):
@@ -49,7 +53,7 @@ class Settings(BaseSettings):
     """All that can be set; the fields' descriptions are the flags' help."""
 
     model_config = SettingsConfigDict(
-        env_prefix="GRAINSERVE_", extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
+        env_prefix=PREFIX, extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
     )
 
     model: str | None = Field(
@@ -72,7 +76,7 @@ class Settings(BaseSettings):
     max_context: int | None = Field(None, ge=1, description="Context in tokens; none: the model's.")
     prefill_chunk: int | None = Field(None, ge=1, description="Prompt tokens a step while others decode.")
     kv_cache_gb: float | None = Field(None, gt=0, description="Memory for the KV cache.")
-    threads: int | None = Field(None, ge=1, description="Threads of the model on a CPU.")
+    threads: int | None = Field(None, ge=1, le=1024, description="Threads of the model on a CPU.")
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body.")
     max_strength: float = Field(4.0, ge=0, description="Largest steering strength, either sign.")
@@ -81,6 +85,7 @@ class Settings(BaseSettings):
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
     """Return the settings of the given flags, the environment and the file, or raise BadSettings."""
+    refuse_unknown(os.environ)
     written = read_file(config) if config is not None else {}
 
     class Layered(Settings):
@@ -101,6 +106,16 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
         raise BadSettings("\n".join(complaints(error))) from None
     except SettingsError as error:
         raise BadSettings(str(error)) from None
+
+
+def refuse_unknown(environment: Mapping[str, str]) -> None:
+    """Refuse a variable that is nearly a setting: a misspelt key would leave the server open."""
+    known = {PREFIX + name.upper() for name in [*Settings.model_fields, "config"]}
+    for variable in environment:
+        if variable.upper().startswith(PREFIX) and variable.upper() not in known:
+            near = get_close_matches(variable.upper(), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise BadSettings(f"{variable}: there is no such setting{hint}")
 
 
 def read_file(config: Path) -> dict[str, Any]:

@@ -6,7 +6,23 @@ from typing import Any
 from jinja2 import TemplateError
 
 from server.wire import Message
-from steering.errors import InvalidRequest
+from steering.errors import ContextLengthExceeded, InvalidRequest
+
+
+def longest_token(tokenizer: Any) -> int:
+    """Return the most characters of text that one token can stand for."""
+    return max(map(len, tokenizer.get_vocab()))
+
+
+def refuse_hopeless(messages: Sequence[Message], most_characters: int) -> None:
+    """Refuse messages that cannot fit whatever their tokens are, before the work of finding those."""
+    characters = sum(len(message.text) for message in messages)
+    if characters > most_characters:
+        raise ContextLengthExceeded(
+            f"the messages are {characters} characters long, which cannot fit into this model's context; "
+            "shorten the messages",
+            "messages",
+        )
 
 
 def prompt_of(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:

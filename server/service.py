@@ -1,7 +1,8 @@
 """What every route needs, in one value."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from anyio import CapacityLimiter
 from starlette.requests import Request
 
 from server.config import Settings
@@ -9,6 +10,8 @@ from server.engine.protocol import Engine
 from server.metrics import Metrics
 from server.translate import Translator
 from vector_store.store import VectorStore
+
+TRANSLATIONS = 2  # requests read at a time, beside the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Service:
     store: VectorStore
     metrics: Metrics
     translator: Translator
+    translating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(TRANSLATIONS))
 
 
 def service_of(request: Request) -> Service:

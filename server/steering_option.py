@@ -1,7 +1,10 @@
 """From a request's steering, wherever it stands, to a plan."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import product
 
 from starlette.datastructures import Headers
 
@@ -22,6 +25,8 @@ from vector_store.store import Profile, VectorStore
 
 PROFILE_HEADER = "X-Steering-Profile"
 STRENGTH_HEADER = "X-Steering-Strength"
+HEADERS = {name.lower(): name for name in (PROFILE_HEADER, STRENGTH_HEADER)}
+LEAST_STRENGTH = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,23 @@ class Resolver:
     max_strength: float
 
     def plan(self, terms: Sequence[AskedTerm]) -> SteeringPlan:
-        return SteeringPlan(tuple(self.term(term) for term in terms))
+        plan = SteeringPlan(tuple(self.term(term) for term in terms))
+        self._check_sums(plan, place_of(terms))
+        return plan
+
+    def _check_sums(self, plan: SteeringPlan, place: str) -> None:
+        """Refuse one profile named several times, together beyond the cap at some layer and position."""
+        sums: dict[tuple[str, int, str], float] = defaultdict(float)
+        for term in plan.terms:
+            for layer, positions in product(term.layers, ("prompt", "generated")):
+                if term.positions in ("all", positions):
+                    sums[term.vectors.digest, layer, positions] += term.strength
+        beyond = max(map(abs, sums.values()), default=0.0)
+        if beyond > self.max_strength * (1 + 1e-9):
+            raise InvalidSteering(
+                f"one profile's strengths add up to {beyond!r}; this server's cap is {self.max_strength:g}",
+                place,
+            )
 
     def term(self, asked: AskedTerm) -> SteeringTerm:
         strength = self._strength(asked)
@@ -69,11 +90,12 @@ class Resolver:
         strength = 1.0 if asked.strength is None else asked.strength
         if abs(strength) > self.max_strength:
             raise InvalidSteering(
-                f"strength {strength:g} of profile '{asked.name}' is beyond this server's cap: "
+                f"strength {strength!r} of profile '{asked.name}' is beyond this server's cap: "
                 f"it may lie from {-self.max_strength:g} to {self.max_strength:g}",
                 asked.at("strength"),
             )
-        return strength
+        # A strength that float32 cannot hold is none; so is minus zero.
+        return strength if abs(strength) > LEAST_STRENGTH else 0.0
 
     def _profile(self, asked: AskedTerm) -> Profile:
         try:
@@ -138,6 +160,7 @@ def asked_in_string(text: str, place: str) -> list[AskedTerm]:
 
 def asked_in_headers(headers: Headers) -> list[AskedTerm] | None:
     """Return the terms of the steering headers, None where there are none."""
+    refuse_unknown_headers(headers)
     profile, strength = header(headers, PROFILE_HEADER), header(headers, STRENGTH_HEADER)
     if profile is None and strength is None:
         return None
@@ -156,6 +179,16 @@ def asked_in_headers(headers: Headers) -> list[AskedTerm] | None:
     return [
         AskedTerm(STRENGTH_HEADER, False, only.name, only.version, parse_strength(strength, STRENGTH_HEADER))
     ]
+
+
+def refuse_unknown_headers(headers: Headers) -> None:
+    """Refuse a header that is nearly one of ours, rather than run without what it asked for."""
+    for name in headers:
+        if name.startswith(("x-steering", "x_steering")) and name not in HEADERS:
+            near = get_close_matches(name, HEADERS, n=1, cutoff=0.0)[0]
+            raise InvalidSteering(
+                f"there is no header {quoted(name)}; did you mean {HEADERS[near]}?", name[:200]
+            )
 
 
 def header(headers: Headers, name: str) -> str | None:

@@ -1,5 +1,6 @@
 """From a chat request to the jobs that it becomes."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -7,7 +8,7 @@ from starlette.datastructures import Headers
 
 from server.engine.protocol import GenerationJob, ModelCard, SamplingParams
 from server.naming import ServedName
-from server.prompts import prompt_of
+from server.prompts import prompt_of, refuse_hopeless
 from server.steering_option import (
     Resolver,
     agreed_plan,
@@ -50,10 +51,13 @@ class Translator:
     card: ModelCard
     served: ServedName
     resolver: Resolver
+    most_choices: int
+    most_characters: int
 
     def run_of(self, request: ChatRequest, headers: Headers, run_id: str, created: int) -> Run:
         """Return the run that the request asks for; whatever is wrong with it is raised here."""
         check_combinations(request)
+        self._check_size(request)
         plan = self.plan_of(request, headers)
         prompt = prompt_of(request.messages, self.card.tokenizer)
         sampling = sampling_of(request, len(prompt), self.card)
@@ -70,6 +74,11 @@ class Translator:
             stream=bool(request.stream),
             include_usage=bool(request.stream_options and request.stream_options.include_usage),
         )
+
+    def _check_size(self, request: ChatRequest) -> None:
+        if request.n is not None and request.n > self.most_choices:
+            raise InvalidRequest(f"this server runs {self.most_choices} choices at most at once", "n")
+        refuse_hopeless(request.messages, self.most_characters)
 
     def plan_of(self, request: ChatRequest, headers: Headers) -> SteeringPlan:
         suffix = self.served.suffix_of(request.model)
@@ -167,7 +176,8 @@ def check_tokens(tokens: Mapping[int, object], vocabulary_size: int, param: str)
 
 
 def reseeded(sampling: SamplingParams, index: int) -> SamplingParams:
-    """Return the sampling of one choice: each has a seed of its own."""
+    """Return the sampling of one choice: a seed of its own, unlike those next to the caller's."""
     if sampling.seed is None or index == 0:
         return sampling
-    return replace(sampling, seed=sampling.seed + index)
+    digest = hashlib.blake2b(f"{sampling.seed}/{index}".encode(), digest_size=8).digest()
+    return replace(sampling, seed=int.from_bytes(digest, "little", signed=True))

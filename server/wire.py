@@ -133,7 +133,7 @@ Stop = Annotated[
     Annotated[StopString, Tag(TEXT)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST)],
     one_of_kinds("a string or a list of up to four strings"),
 ]
-TokenText = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+TokenText = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 
 
 class ChatRequest(Wire):

@@ -1,13 +1,14 @@
 """POST /v1/chat/completions."""
 
+import json
 import time
 import uuid
 from functools import partial
 
+from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import ValidationError
 from pydantic_core import to_json
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,6 +20,8 @@ from server.service import Service, service_of
 from server.sse import EventStream, framed_all
 from server.translate import Run
 from server.wire import ChatRequest
+from steering.errors import InvalidRequest
+from vector_store.names import quoted
 
 router = APIRouter()
 PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema"
@@ -51,7 +54,8 @@ async def read_run(request: Request, service: Service) -> Run:
     if content_type != "application/json":
         raise WrongContentType("send the body as JSON, with 'Content-Type: application/json'")
     body = await request.body()
-    return await run_in_threadpool(translated, body, request, service)
+    # Few at a time: a body of megabytes takes seconds and hundreds of megabytes to tokenise.
+    return await to_thread.run_sync(translated, body, request, service, limiter=service.translating)
 
 
 def translated(body: bytes, request: Request, service: Service) -> Run:
@@ -61,6 +65,18 @@ def translated(body: bytes, request: Request, service: Service) -> Run:
 
 def parsed(body: bytes) -> ChatRequest:
     try:
-        return ChatRequest.model_validate_json(body)
+        request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         raise BodyRefused(error) from None
+    json.loads(body, object_pairs_hook=refuse_repeats)
+    return request
+
+
+def refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Refuse an object that says a key twice: the last one would win without a word."""
+    read = dict(pairs)
+    if len(read) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise InvalidRequest(f"{quoted(repeated)} stands twice in one object; say it once", repeated[:200])
+    return read

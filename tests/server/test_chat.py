@@ -100,7 +100,10 @@ def test_several_choices_have_their_own_seeds_and_count_the_prompt_once(server: 
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert answer["usage"] == {"prompt_tokens": 24, "completion_tokens": 18, "total_tokens": 42}
     jobs = server.engine.jobs[-3:]
-    assert [job.sampling.seed for job in jobs] == [5, 6, 7]
+    seeds = [job.sampling.seed for job in jobs]
+    assert (seeds[0], len(set(seeds))) == (5, 3)
+    server.answer(n=2, seed=5)
+    assert [job.sampling.seed for job in server.engine.jobs[-2:]] == seeds[:2]
     assert len({job.id for job in jobs}) == 3
 
 

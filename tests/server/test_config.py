@@ -100,3 +100,10 @@ def test_a_file_that_is_not_there_is_an_error(file: Path) -> None:
 
 def test_a_home_directory_is_expanded() -> None:
     assert load_settings({"store": Path("~/p")}).store == Path.home() / "p"
+
+
+def test_a_variable_that_is_nearly_a_setting_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAINSERVE_API_KYE", "secret")
+    with pytest.raises(BadSettings, match=r"GRAINSERVE_API_KYE.*GRAINSERVE_API_KEY\?") as refusal:
+        load_settings({})
+    assert "secret" not in str(refusal.value)

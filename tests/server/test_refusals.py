@@ -1,6 +1,7 @@
 """Requests that are refused: each with OpenAI's error object, the field's path, and a way out."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -234,3 +235,14 @@ def test_no_body_makes_the_server_fail(server: Running, fields: dict[str, Any]) 
     assert response.status_code in (200, 400, 404)
     if response.status_code != 200:
         error_of(response)
+
+
+def test_messages_that_cannot_fit_are_refused_before_they_are_tokenised(server: Running) -> None:
+    error = server.refusal(messages=[{"role": "user", "content": "x" * 3_000_000}])
+    assert (error["status"], error["code"]) == (400, "context_length_exceeded")
+    assert "3000000 characters" in error["message"]
+
+
+def test_more_choices_than_can_ever_run_are_refused_for_good(start: Callable[..., Running]) -> None:
+    error = start(max_batch_size=1, max_waiting=1).refusal(n=3)
+    assert (error["status"], error["param"]) == (400, "n")

@@ -222,3 +222,43 @@ def test_the_cap_on_strength_is_a_setting(start: Any) -> None:
     server = start(max_strength=0.5)
     assert server.chat(steering="cheerful*0.5").status_code == 200
     assert "-0.5 to 0.5" in server.refusal(steering="cheerful")["message"]
+
+
+@pytest.mark.parametrize(
+    "name", ["X-Steering", "X-Steering-Profiles", "X-Steering-Layers", "x_steering_profile"]
+)
+def test_a_header_that_is_nearly_ours_is_refused_not_passed_over(server: Running, name: str) -> None:
+    response = server.client.post(CHAT, json=HELLO, headers={name: "cheerful"})
+    error = error_of(response)
+    assert (error["status"], error["code"]) == (400, "invalid_steering")
+    assert "X-Steering-" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "steering",
+    ["cheerful*3+cheerful*3", [{"profile": "cheerful", "strength": -2}] * 3, "cheerful@1*4+cheerful@1*0.1"],
+)
+def test_naming_a_profile_twice_does_not_lift_the_cap(server: Running, steering: Any) -> None:
+    error = server.refusal(steering=steering)
+    assert (error["status"], error["code"]) == (400, "invalid_steering")
+    assert "add up" in error["message"]
+
+
+def test_a_profile_may_have_the_cap_on_prompt_and_generated_apart(server: Running) -> None:
+    terms = [{"profile": "cheerful", "strength": 4, "positions": kind} for kind in ("prompt", "generated")]
+    assert len(server.answer(steering=terms)["steering"]) == 2
+
+
+def test_a_strength_that_is_nothing_is_told_as_zero(server: Running) -> None:
+    for strength in (-0.0, 1e-320):
+        (proof,) = server.answer(steering={"profile": "cheerful", "strength": strength})["steering"]
+        assert str(proof["strength"]) == "0.0"
+        assert proof["steered_tokens"] == 0
+
+
+def test_a_key_said_twice_is_refused_where_the_last_would_win(server: Running) -> None:
+    body = json.dumps({**HELLO, "steering": "cheerful"})[:-1] + ', "steering": null}'
+    response = server.client.post(CHAT, content=body, headers={"content-type": "application/json"})
+    error = error_of(response)
+    assert (error["status"], error["param"]) == (400, "steering")
+    assert "twice" in error["message"]
