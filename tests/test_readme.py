@@ -129,7 +129,8 @@ def test_the_readmes_commands_do_what_the_page_says(clone: Path) -> None:
         for place, command in enumerate(page[serving[0] + 1 :], serving[0] + 1):
             if place not in serving:
                 outputs.append(run(command, clone, variables))
-    answers = [json.loads(output) for output in outputs if '"chat.completion"' in output]
+    lines = [line for output in outputs for line in output.splitlines()]
+    answers = [json.loads(line) for line in lines if line.startswith("{") and '"chat.completion"' in line]
     contents = [answer["choices"][0]["message"]["content"] for answer in answers]
     assert len(contents) >= 2
     assert len(set(contents)) == len(contents), "a steered answer is the unsteered one"
