@@ -5,18 +5,19 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from steering.errors import SteeringError
-from vector_store.local import LocalStore, open_store
-from vector_store.manifest import Manifest
-from vector_store.names import is_version
 from vector_store.places import default_root
-from vector_store.store import Profile, ProfileEntry
+
+if TYPE_CHECKING:
+    from vector_store.local import LocalStore
+    from vector_store.manifest import Manifest
+    from vector_store.store import Profile, ProfileEntry
 
 PIPED_WIDTH = 100_000
 COLUMNS = ("name", "version", "method", "layers", "positions", "model", "problem")
@@ -84,9 +85,11 @@ def verify_profiles(
     raise typer.Exit(1 if bad else 0)
 
 
-def _opened(store: Path | None) -> LocalStore:
+def _opened(store: Path | None) -> "LocalStore":
     if store is not None and not store.expanduser().is_dir():
         typer.echo(f"note: {store} is no directory; only the profiles that ship are seen", err=True)
+    from vector_store.local import open_store  # torch loads slowly; --help should not
+
     return open_store(store or default_root())
 
 
@@ -105,12 +108,14 @@ def _reference(text: str) -> tuple[str, int | None]:
     name, at, version = text.partition("@")
     if not at:
         return name, None
+    from vector_store.names import is_version
+
     if not is_version(version):
         raise typer.BadParameter(f"{text!r}: after '@' comes a version, 1, 2, 3, ...")
     return name, int(version)
 
 
-def _checked(store: LocalStore, name: str, version: int | None) -> Iterator[tuple[str, str | None]]:
+def _checked(store: "LocalStore", name: str, version: int | None) -> Iterator[tuple[str, str | None]]:
     """Yield each version's label and what is wrong with it."""
     try:
         versions: list[int | None] = [*store.versions(name)] if version is None else [version]
@@ -132,7 +137,7 @@ def _console() -> Console:
     return Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
 
 
-def _table(entries: Iterable[ProfileEntry]) -> Table:
+def _table(entries: "Iterable[ProfileEntry]") -> Table:
     table = Table(box=None, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, overflow="fold", no_wrap=column in ("name", "version", "method"))
@@ -141,7 +146,7 @@ def _table(entries: Iterable[ProfileEntry]) -> Table:
     return table
 
 
-def _row(entry: ProfileEntry) -> tuple[str, ...]:
+def _row(entry: "ProfileEntry") -> tuple[str, ...]:
     manifest = entry.manifest
     version = str(entry.version) if entry.version else "?"
     if manifest is None:
@@ -150,12 +155,12 @@ def _row(entry: ProfileEntry) -> tuple[str, ...]:
     return (entry.name, version, manifest.method, layers, manifest.positions, manifest.model.id, "")
 
 
-def _entry_json(entry: ProfileEntry) -> dict[str, object]:
+def _entry_json(entry: "ProfileEntry") -> dict[str, object]:
     manifest = None if entry.manifest is None else entry.manifest.model_dump(mode="json")
     return {"name": entry.name, "version": entry.version, "problem": entry.problem, "manifest": manifest}
 
 
-def _sheet(profile: Profile) -> Table:
+def _sheet(profile: "Profile") -> Table:
     """Return the manifest as lines of label and value."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -166,7 +171,7 @@ def _sheet(profile: Profile) -> Table:
     return table
 
 
-def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _facts(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     model = manifest.model
     yield "profile", f"{manifest.name}@{manifest.version}"
     if manifest.description:
