@@ -18,7 +18,7 @@ def bench(
     cache_dir: Annotated[Path | None, typer.Option(help="Directory for converted weights.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
 ) -> None:
-    """Measure the whole server over loopback HTTP, interleaved with plain `generate`; about six minutes."""
+    """Measure the whole server over loopback HTTP, interleaved with plain `generate`; about ten minutes."""
     from server.bench.report import json_of, table_of
     from server.bench.run import Plan, run_benchmark
     from steering.errors import SteeringError

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import typer
 from platformdirs import user_cache_path
@@ -26,6 +27,7 @@ from rich.progress import Progress as ProgressBar
 
 from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DOSES
+from steering.building.evaluation import ENOUGH_ITEMS
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import PairsFile, read_pairs, read_prompts
 from steering.building.progress import Progress
@@ -223,10 +225,19 @@ def tell(console: Console, profile: Profile, pairs: PairsFile) -> None:
     manifest = profile.manifest
     evidence = manifest.evidence
     if evidence:
-        console.print(
-            f"{evidence['metric']}: {evidence['unsteered']} unsteered, {evidence['steered']} steered, "
-            f"effect {evidence['effect']}, random {evidence['random']}"
-        )
+        console.print(summary(evidence))
         if not evidence["works"]:
-            console.print("warning: the effect does not stand out from no steering or from random directions")
+            console.print(
+                f"warning: on {evidence['items']} held-out items the effect does not stand out from no "
+                f"steering or from random directions; {ENOUGH_ITEMS} items are the least that can show it"
+            )
     console.print(f"published {manifest.name}@{manifest.version} in {profile.path}")
+
+
+def summary(evidence: dict[str, Any]) -> str:
+    effect, random = evidence["effect"], evidence["random"]
+    return (
+        f"{evidence['metric']} on {evidence['items']} held-out items: {evidence['unsteered']} unsteered, "
+        f"{evidence['steered']} at strength 1 (difference {effect['mean']:+}, 95% {effect['low']} to "
+        f"{effect['high']}); the strongest of {random['directions']} random directions {random['strongest']}"
+    )

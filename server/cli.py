@@ -28,7 +28,8 @@ def flag(setting: str) -> Any:
     """Return the option of a setting, with its description as help and its default shown."""
     field = Settings.model_fields[setting]
     default = field.get_default(call_default_factory=True, validated_data={})
-    return typer.Option(help=field.description, show_default=str(default) if default else False)
+    told = f" Default: {default}." if default else ""
+    return typer.Option(help=f"{field.description}{told}", show_default=False)
 
 
 @app.command()

@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     served_model_name: str | None = Field(None, min_length=1, description="The name that clients see.")
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="The weights' type.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto, float32, bfloat16 or float16."
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     store: UserPath = Field(
         default_factory=default_root,
@@ -80,7 +82,9 @@ class Settings(BaseSettings):
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body.")
     max_strength: float = Field(4.0, ge=0, description="Largest steering strength, either sign.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error."
+    )
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:

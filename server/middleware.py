@@ -62,6 +62,8 @@ class Envelope:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.requests.labels(route, str(status or "none")).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
+        level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
+        logger.log(level, "%s %s %s %.2f s", scope["method"], route, status or "none", seconds)
 
 
 def request_id_of(headers: Headers) -> str:

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -48,6 +50,16 @@ class Server(uvicorn.Server):
         self._engine = engine
         self._announce = announce
         self._grace = grace
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Say what is waited for; asked a second time, stop without waiting."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        health = self._engine.health()
+        waited = f", waiting up to {self._grace:g} s for {health.running + health.waiting} requests"
+        again = "; once more stops at once"
+        print(f"stopping{waited if health.running else ''}{again}", file=sys.stderr, flush=True)
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
@@ -141,7 +153,10 @@ def announce(app: FastAPI, listener: socket.socket) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"grainserve serves {name} on {card.device} in {card.dtype}, context {card.context_length}")
     console.print(f"address   {address}/v1")
+    store = service.settings.store
     console.print(f"profiles  {', '.join(profiles) or 'none that fits this model'}")
+    there = "" if store.is_dir() else " (not there yet)"
+    console.print(f"store     {store}{there}")
     console.print(f"try       {example(address, name, profiles, bool(service.settings.api_key))}")
 
 

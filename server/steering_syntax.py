@@ -1,4 +1,4 @@
-"""Steering as a string: `truthful*0.8+concise@2`, read and written.
+"""Steering as a string: `cheerful*0.8+formal@2`, read and written.
 
 steering = term ("+" term)*
 term     = name ["@" version] ["*" number]
@@ -19,7 +19,7 @@ NUMBER = r"-?(?:[0-9]{1,40}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})"
 PROFILE_PATTERN = re.compile(rf"(?P<name>{NAME})(?:@(?P<version>{VERSION}))?")
 TERM_PATTERN = re.compile(rf"(?P<name>{NAME})(?:@(?P<version>{VERSION}))?(?:\*(?P<strength>{NUMBER}))?")
 NUMBER_PATTERN = re.compile(NUMBER)
-EXAMPLE = "write it like 'truthful*0.8+concise@2'"
+EXAMPLE = "write it like 'cheerful*0.8+formal@2'"
 
 
 @dataclass(frozen=True, slots=True)

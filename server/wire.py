@@ -62,7 +62,7 @@ SteeringRequest = Annotated[
     Annotated[str, Tag(TEXT)]
     | Annotated[list[TermRequest], Field(max_length=MOST_TERMS), Tag(LIST)]
     | Annotated[TermRequest, Tag(OBJECT)],
-    one_of_kinds("an object, a list of objects, or a string such as 'truthful*0.8+concise'"),
+    one_of_kinds("an object, a list of objects, or a string such as 'cheerful*0.8+formal'"),
 ]
 
 

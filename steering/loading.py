@@ -65,6 +65,8 @@ def load_model(source: str | None, cache_dir: Path, dtype: str = "auto", device:
     Raises ModelUnavailable with the reason.
     """
     place = choose_device(device)
+    if source is not None and source.startswith(("/", "./", "../", "~")) and not Path(source).is_dir():
+        raise ModelUnavailable(f"there is no directory {source}; --model takes a directory or a hub id")
     name = source or EMBEDDED_ID
     path = source or str(embedded_model(cache_dir))
     transformers_logging.disable_progress_bar()

@@ -13,6 +13,8 @@ from steering.building.measuring import Measure, Outcome
 from steering.building.progress import Progress, silent, tracked
 
 STRENGTHS = (-1.0, 0.5, 1.0)
+# Held-out items below which an interval says nothing.
+ENOUGH_ITEMS = 20
 RANDOM_DIRECTIONS = 10
 RESAMPLES = 10_000
 
@@ -49,9 +51,13 @@ class Evaluation:
 
     @property
     def works(self) -> bool:
-        """Whether the effect's interval lies above 0 and no random direction scores as high."""
-        steered = self.by_strength[1.0].score
-        return self.effect(1.0).low > 0 and all(steered > outcome.score for outcome in self.random)
+        """Whether, on enough items, the interval lies above 0 and no random direction is as strong."""
+        steered = self.by_strength[1.0]
+        return (
+            len(steered.scores) >= ENOUGH_ITEMS
+            and self.effect(1.0).low > 0
+            and all(steered.score > outcome.score for outcome in self.random)
+        )
 
 
 def evaluate(

@@ -111,7 +111,7 @@ def parse_pair(path: Path, line: int, record: Any) -> Pair:
         raise invalid(path, line, "expected a JSON object")
     for key in ("input", "preferred_output", "non_preferred_output"):
         if key not in record:
-            raise invalid(path, line, f"no {key!r}")
+            raise invalid(path, line, f"no {key!r}; a pair has input, preferred_output, non_preferred_output")
     messages = record["input"].get("messages") if isinstance(record["input"], dict) else None
     preferred = answer_text(path, line, "preferred_output", record["preferred_output"])
     dispreferred = answer_text(path, line, "non_preferred_output", record["non_preferred_output"])
