@@ -62,9 +62,9 @@ def serve(
         settings = load_settings(given, config)
     except BadSettings as error:
         fail(str(error), 2)
-    # Threads that spin as long as OpenMP's default has them starve each other beside any busy process: a
-    # token took 590 ms instead of 36. Told before torch loads; see docs/benchmarks.md.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # Threads that spin as long as OpenMP's default has them starve each other beside any busy process.
+    # Told before torch loads; measured in docs/benchmarks.md.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from server.serving import CannotServe, serve_forever  # torch loads slowly; --help should not
 
     try:

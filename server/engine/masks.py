@@ -19,8 +19,13 @@ class MaskMaker:
         self._kinds = mask_kinds(config)
         self._boolean = config._attn_implementation == "sdpa"
 
-    def masks(self, window: Window, device: torch.device) -> Tensor | dict[str, Tensor]:
-        """Return one mask, or a dict by kind of layer where the model mixes kinds."""
+    def masks(self, window: Window, device: torch.device) -> Tensor | dict[str, Tensor] | None:
+        """Return one mask, or a dict by kind of layer where the model mixes kinds.
+
+        None, for a single token under full attention, leaves it to the model, which then needs no mask.
+        """
+        if window.counts == (1,) and self._kinds == (FULL,) and self._boolean:
+            return None
         queries, keys, padding = token_positions(window, device)
         made = {kind: self._mask(kind, queries, keys, padding) for kind in self._kinds}
         return made if len(made) > 1 else next(iter(made.values()))

@@ -97,6 +97,10 @@ class SlotLayer(CacheLayerMixin):
 
 def write_and_read(stored: Tensor, states: Tensor, window: Window, positions: Tensor | None) -> Tensor:
     """Store the new states and return what the window's rows attend to, [rows, heads, length, head_dim]."""
+    if len(window.slots) == 1 and window.starts[0]:
+        slot, start, end = window.slots[0], window.starts[0], window.ends[0]
+        stored[slot, :, start:end] = states[0]
+        return stored[slot : slot + 1, :, :end]
     if positions is not None:
         rows = window.slots
         stored[: len(rows)].scatter_(2, positions.expand(-1, stored.shape[1], -1, stored.shape[3]), states)
@@ -105,10 +109,7 @@ def write_and_read(stored: Tensor, states: Tensor, window: Window, positions: Te
         zip(window.slots, window.starts, window.counts, strict=True)
     ):
         stored[slot, :, start : start + count] = states[index, :, states.shape[2] - count :]
-    if not any(window.starts):
-        return states
-    slot = window.slots[0]
-    return stored[slot : slot + 1, :, : window.ends[0]]
+    return states
 
 
 def resized(old: Tensor, slots: int, length: int) -> Tensor:
