@@ -16,7 +16,7 @@ from server.prompts import prompt_of
 from server.wire import Message
 from steering.loading import LoadedModel
 from steering.types import SteeringPlan, SteeringTerm
-from tests.server.engine.reference import naive_tokens
+from tests.server.engine.reference import naive_text
 from tests.server.profiles import OTHER, publish
 from tests.server.running import Running, error_of, running, until
 from vector_store.local import LocalStore
@@ -49,9 +49,7 @@ class Whole:
     def expected(self, question: str, *terms: SteeringTerm) -> str:
         prompt = prompt_of([Message(role="user", content=question)], self.loaded.tokenizer)
         sampling = SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
-        tokens = naive_tokens(self.loaded, GenerationJob("job", prompt, sampling, SteeringPlan(terms)))
-        text: str = self.loaded.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
+        return naive_text(self.loaded, GenerationJob("job", prompt, sampling, SteeringPlan(terms)))
 
     def terms(self, which: int) -> list[SteeringTerm]:
         calm, bold = (self.store.get(name).vectors for name in ("calm", "bold"))

@@ -27,6 +27,12 @@ def naive_tokens(loaded: LoadedModel, job: GenerationJob) -> list[int]:
     return [int(token) for token in output[0, len(job.prompt) :]]
 
 
+def naive_text(loaded: LoadedModel, job: GenerationJob) -> str:
+    """Return the reference's text, without a character that the last token leaves incomplete."""
+    text: str = loaded.tokenizer.decode(naive_tokens(loaded, job), skip_special_tokens=True)
+    return text.rstrip("\ufffd")
+
+
 @contextmanager
 def naively_steered(blocks: Sequence[nn.Module], job: GenerationJob) -> Iterator[None]:
     handles = [block.register_forward_hook(naive_hook(layer, job)) for layer, block in enumerate(blocks)]

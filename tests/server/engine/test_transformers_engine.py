@@ -14,7 +14,7 @@ from server.engine.protocol import GenerationJob, SamplingParams, TokenEvent
 from server.engine.transformers_engine import TransformersEngine
 from steering.errors import EngineOverloaded, EngineUnavailable, GenerationFailed
 from steering.loading import LoadedModel
-from tests.server.engine.reference import greedy_job, naive_tokens, random_vectors, term
+from tests.server.engine.reference import greedy_job, naive_text, random_vectors, term
 from tests.tiny_models import load_tiny
 
 Loader = Callable[[str], LoadedModel]
@@ -54,7 +54,7 @@ def test_concurrent_jobs_answer_as_each_would_alone(tiny_model: Loader) -> None:
 
     for job, events in zip(jobs, asyncio.run(main()), strict=True):
         text = "".join(event.text for event in events)
-        assert text == loaded.tokenizer.decode(naive_tokens(loaded, job), skip_special_tokens=True)
+        assert text == naive_text(loaded, job)
         assert [event.finish for event in events] == [None] * 9 + ["length"]
         assert events[-1].completion_tokens == 10
 
@@ -165,7 +165,7 @@ def test_an_answer_ends_at_the_end_token_unless_told_otherwise(tiny_model: Loade
 def test_a_stop_string_cuts_the_text_and_ends_the_answer(tiny_model: Loader) -> None:
     loaded = tiny_model("llama")
     job = greedy_job("whole", [5, 6, 7], 24)
-    whole = loaded.tokenizer.decode(naive_tokens(loaded, job), skip_special_tokens=True)
+    whole = naive_text(loaded, job)
     stop = whole[5:8]
     sampling = SamplingParams(max_tokens=24, temperature=0.0, ignore_eos=True, stop=(stop,))
 
@@ -193,4 +193,4 @@ def test_on_a_gpu_a_mixed_batch_is_what_each_request_gets_alone(tmp_path: Any, f
 
     for job, events in zip(jobs, asyncio.run(main()), strict=True):
         text = "".join(event.text for event in events)
-        assert text == loaded.tokenizer.decode(naive_tokens(loaded, job), skip_special_tokens=True)
+        assert text == naive_text(loaded, job)
