@@ -67,7 +67,7 @@ def test_a_profile_is_published_with_its_evidence(workplace: Path) -> None:
         (["--name", "b", "--dose", "-1"], "must be above 0"),
         (["--name", "b", "--test", "t.jsonl"], "--test needs --metric"),
         (["--name", "b", "--metric", "absent.json"], "cannot be read"),
-        (["--name", "b", "--model", "/absent"], "could not be loaded"),
+        (["--name", "b", "--model", "/absent"], "no directory"),
     ],
 )
 def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], reason: str) -> None:

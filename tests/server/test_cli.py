@@ -77,7 +77,7 @@ def test_it_serves_what_it_announces_and_ends_cleanly(
 
 def test_the_printed_example_is_a_request_that_works(model: Path, tmp_path: Path) -> None:
     with serving(model, "--store", str(tmp_path), "--served-model-name", "tiny") as (_, printed):
-        command = printed[3].removeprefix("try").strip().replace('"max_tokens": 64', '"max_tokens": 2')
+        command = printed[4].removeprefix("try").strip().replace('"max_tokens": 64', '"max_tokens": 2')
         answer = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
         assert '"object":"chat.completion"' in answer.stdout
 

@@ -23,7 +23,8 @@ Deltas = Callable[..., dict[int, Tensor]]
 
 
 @pytest.fixture(params=["memory", "local", "local with a shipped directory", "opened"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> VectorStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> VectorStore:
+    monkeypatch.setattr("vector_store.local.SHIPPED", tmp_path / "nothing ships")
     makers: dict[str, Callable[[], VectorStore]] = {
         "memory": MemoryStore,
         "local": lambda: LocalStore(tmp_path / "store"),

@@ -121,13 +121,17 @@ def test_the_interval_covers_a_constant_difference_and_widens_with_noise() -> No
     assert noisy.low < noisy.mean < noisy.high
 
 
-@pytest.mark.parametrize(("strength_counts", "works"), [(True, True), (False, False)])
-def test_only_an_effect_that_beats_no_steering_and_chance_works(strength_counts: bool, works: bool) -> None:
+@pytest.mark.parametrize(
+    ("strength_counts", "few", "works"), [(True, False, True), (False, False, False), (True, True, False)]
+)
+def test_only_an_effect_that_beats_no_steering_and_chance_on_enough_items_works(
+    strength_counts: bool, few: bool, works: bool
+) -> None:
     target = torch.nn.functional.normalize(torch.arange(1.0, 65.0), dim=0)
 
     def measure(deltas: Deltas, fluently: bool) -> Outcome:
         along = sum(float(torch.dot(delta, target)) for delta in deltas.values()) * strength_counts
-        return outcome([along + noise for noise in (0.1, 0.2, 0.3)])
+        return outcome([along + noise for noise in (0.1, 0.2, 0.3)] * (1 if few else 7))
 
     found = evaluate({0: target}, measure)
     assert found.works is works
