@@ -46,7 +46,7 @@ def serving(model: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as process:
         try:
             assert process.stdout is not None
-            yield process, [process.stdout.readline() for _ in range(4)]
+            yield process, [process.stdout.readline() for _ in range(5)]
         finally:
             process.kill()
 
