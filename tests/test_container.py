@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from server.bench.free_port import free_port
 from server.config import Settings
-from tests.test_readme import free_port, wait_until_ready
+from tests.test_readme import wait_until_ready
 
 ROOT = Path(__file__).parents[1]
 USER = 10001

@@ -43,8 +43,7 @@ async def idle(engine: TransformersEngine, limit: float = 5.0) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_concurrent_jobs_answer_as_each_would_alone(tiny_model: Loader) -> None:
-    loaded = tiny_model("llama")
+def assert_concurrent_jobs_answer_as_alone(loaded: LoadedModel) -> None:
     vectors = random_vectors("calm", loaded, [1, 2])
     jobs = [greedy_job(f"{i}", range(3 + i, 20), 10, term(vectors, i / 4)) for i in range(6)]
 
@@ -57,6 +56,10 @@ def test_concurrent_jobs_answer_as_each_would_alone(tiny_model: Loader) -> None:
         assert text == naive_text(loaded, job)
         assert [event.finish for event in events] == [None] * 9 + ["length"]
         assert events[-1].completion_tokens == 10
+
+
+def test_concurrent_jobs_answer_as_each_would_alone(tiny_model: Loader) -> None:
+    assert_concurrent_jobs_answer_as_alone(tiny_model("llama"))
 
 
 def test_a_full_queue_is_refused_with_a_time_to_come_back(tiny_model: Loader) -> None:
@@ -183,14 +186,4 @@ def test_a_stop_string_cuts_the_text_and_ends_the_answer(tiny_model: Loader) -> 
 def test_on_a_gpu_a_mixed_batch_is_what_each_request_gets_alone(tmp_path: Any, family: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    loaded = load_tiny(family, tmp_path, device="cuda")
-    vectors = random_vectors("calm", loaded, [1, 2])
-    jobs = [greedy_job(f"{i}", range(3 + i, 20), 10, term(vectors, i / 4)) for i in range(6)]
-
-    async def main() -> list[list[TokenEvent]]:
-        async with running(loaded) as engine:
-            return await asyncio.gather(*(answer(engine, job) for job in jobs))
-
-    for job, events in zip(jobs, asyncio.run(main()), strict=True):
-        text = "".join(event.text for event in events)
-        assert text == naive_text(loaded, job)
+    assert_concurrent_jobs_answer_as_alone(load_tiny(family, tmp_path, device="cuda"))
