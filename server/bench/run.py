@@ -18,7 +18,9 @@ from server.bench.yardstick import generate_pace
 from steering.loading import LoadedModel, load_model
 
 PROFILES, PAIRS, PAIR_TOKENS, YARDSTICK_REQUESTS = 1000, 200, 16, 3
-PASSES = 12
+PASSES = 14
+
+Pass = Callable[[], Pace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +110,28 @@ class Bench:
             return result
 
         few, many = self._prompts(8, number), self._prompts(32, 100 + number)
-        generate = measured(generate_pace(self._loaded, few[:YARDSTICK_REQUESTS], self._tokens))
-        one = measured(self._pace(self._plain(few[:YARDSTICK_REQUESTS]), 1))
-        eight, eight_steered = self._turns(self._plain(few), self._steered(few), 8, measured)
-        many_plain, many_steered = self._turns(self._plain(many), self._steered(many), 32, measured)
+        alone = few[:YARDSTICK_REQUESTS]
+        generate, one = self._turns(
+            lambda: generate_pace(self._loaded, alone, self._tokens),
+            lambda: self._pace(self._plain(alone), 1),
+            measured,
+        )
+        eight, eight_steered = self._turns(*self._both(few), measured)
+        many_plain, many_steered = self._turns(*self._both(many), measured)
         same, new, grown = self._pair_turns(measured)
         return Round(generate, one, eight, many_plain, eight_steered, many_steered, same, new, grown)
 
-    def _turns(
-        self, first: list[Ask], second: list[Ask], concurrent: int, measured: Callable[[Pace], Pace]
-    ) -> tuple[Pace, Pace]:
-        """Return the better of two paces each, run in the order first, second, second, first."""
-        paces = [measured(self._pace(asks, concurrent)) for asks in (first, second, second, first)]
-        return faster(paces[0], paces[3]), faster(paces[1], paces[2])
+    def _turns(self, first: Pass, second: Pass, measured: Callable[[Pace], Pace]) -> tuple[Pace, Pace]:
+        """Return the pace of two passes each, run first, second, second, first, so that drift cancels out."""
+        paces = [measured(run()) for run in (first, second, second, first)]
+        return joined(paces[0], paces[3]), joined(paces[1], paces[2])
+
+    def _both(self, prompts: Sequence[Prompt]) -> tuple[Pass, Pass]:
+        """Return the passes of all the prompts at once, unsteered and each steered as no other was."""
+        return (
+            lambda: self._pace(self._plain(prompts), len(prompts)),
+            lambda: self._pace(self._steered(prompts), len(prompts)),
+        )
 
     def _pair_turns(self, measured: Callable[[Pace], Pace]) -> tuple[Pace, Pace, int]:
         """Return the pace with one pair for all, with a new pair for each, and the memory's growth."""
@@ -152,5 +163,9 @@ class Bench:
         return [{"profile": profile, "strength": round(0.2 + self._pairs % 799 / 1000, 3)}]
 
 
-def faster(first: Pace, second: Pace) -> Pace:
-    return max(first, second, key=lambda pace: pace.tokens_per_second)
+def joined(first: Pace, second: Pace) -> Pace:
+    """Return the pace of two equal passes taken as one."""
+    return Pace(
+        statistics.harmonic_mean((first.tokens_per_second, second.tokens_per_second)),
+        statistics.mean((first.first_token, second.first_token)),
+    )

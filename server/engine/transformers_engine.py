@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from server.engine.batcher import Batcher, BatchLimits
-from server.engine.layout import store_column_major
+from server.engine.layout import fuse_norms, store_column_major
 from server.engine.memory import cache_tokens
 from server.engine.protocol import (
     EngineHealth,
@@ -281,6 +281,7 @@ def create_engine(settings: EngineSettings) -> TransformersEngine:
     loaded = load_model(settings.model, settings.cache_dir, settings.dtype, settings.device)
     if loaded.device.type == "cpu" and loaded.model.dtype == torch.float32:
         store_column_major(loaded.model)
+        fuse_norms(loaded.model)
     room = cache_tokens(loaded, settings.kv_cache_gb)
     context = min(settings.max_context or loaded.context_length, loaded.context_length, room)
     default_prefill = PREFILL_ON_GPU if loaded.device.type == "cuda" else PREFILL_ON_CPU

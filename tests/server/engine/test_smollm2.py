@@ -8,7 +8,7 @@ import torch
 from platformdirs import user_cache_path
 
 from server.engine.batcher import BatchLimits
-from server.engine.layout import store_column_major
+from server.engine.layout import fuse_norms, store_column_major
 from steering.loading import LoadedModel, load_model
 from steering.types import SteeringVectors
 from tests.server.engine.reference import greedy_job, naive_tokens, term
@@ -30,6 +30,7 @@ def embedded() -> LoadedModel:
     cache_dir = os.environ.get("GRAINSERVE_CACHE_DIR")
     loaded = load_model(None, Path(cache_dir) if cache_dir else user_cache_path("grainserve"), device="cpu")
     store_column_major(loaded.model)
+    fuse_norms(loaded.model)
     return loaded
 
 
