@@ -24,6 +24,21 @@ app.command()(bench)
 app.command()(doctor)
 
 
+def tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("grainserve"))
+        raise typer.Exit
+
+
+@app.callback()
+def grainserve(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 def flag(setting: str) -> Any:
     """Return the option of a setting, with its description as help and its default shown."""
     field = Settings.model_fields[setting]
@@ -71,12 +86,6 @@ def serve(
         serve_forever(settings)
     except CannotServe as error:
         fail(str(error), 1)
-
-
-@app.command("version")
-def show_version() -> None:
-    """Print the version."""
-    typer.echo(version("grainserve"))
 
 
 def fail(message: str, status: int) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vector_store.store import Profile, ProfileEntry
 
 PIPED_WIDTH = 100_000
-COLUMNS = ("name", "version", "method", "layers", "positions", "model", "problem")
+COLUMNS = ("name", "version", "method", "layers", "model", "description")
 
 profiles_app = typer.Typer(help="Look at the profiles of a store.", no_args_is_help=True)
 
@@ -150,9 +150,9 @@ def _row(entry: "ProfileEntry") -> tuple[str, ...]:
     manifest = entry.manifest
     version = str(entry.version) if entry.version else "?"
     if manifest is None:
-        return (entry.name, version, "", "", "", "", entry.problem or "")
+        return (entry.name, version, "", "", "", f"PROBLEM: {entry.problem}")
     layers = _ranges(manifest.layers)
-    return (entry.name, version, manifest.method, layers, manifest.positions, manifest.model.id, "")
+    return (entry.name, version, manifest.method, layers, manifest.model.id, manifest.description)
 
 
 def _entry_json(entry: "ProfileEntry") -> dict[str, object]:

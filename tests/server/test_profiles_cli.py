@@ -65,9 +65,10 @@ def corrupt(version: Path) -> None:
 def test_a_listing_has_the_newest_versions_and_cuts_nothing_when_piped(root: Path):
     result = run("list", "--store", root)
     header, first, second = (line.split() for line in result.stdout.splitlines())
-    assert header == ["name", "version", "method", "layers", "positions", "model", "problem"]
-    assert first == [LONG_NAME, "1", "grains", "3-5,9", "generated", "HuggingFaceTB/SmolLM2-135M-Instruct"]
-    assert second == ["truthful", "2", "grains", "3-5,9", "all", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert header == ["name", "version", "method", "layers", "model", "description"]
+    assert first == [LONG_NAME, "1", "grains", "3-5,9", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert second[:5] == ["truthful", "2", "grains", "3-5,9", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+    assert second[5:] == ["Answers", "truthfully."]
     assert (result.exit_code, result.stderr) == (0, "")
 
 
