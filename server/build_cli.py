@@ -9,7 +9,7 @@ Method = Literal["grains", "mean_difference"]
 
 
 def build(
-    pairs: Annotated[Path, typer.Argument(help="Preference pairs, JSONL in OpenAI's format.")],
+    pairs: Annotated[Path, typer.Argument(help="Preference pairs: CSV, JSON lines or a JSON list.")],
     name: Annotated[str, typer.Option(help="The profile's name.")],
     model: Annotated[
         str | None, typer.Option(help="Model id or directory.", show_default="the embedded one")

@@ -29,8 +29,9 @@ from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DOSES
 from steering.building.evaluation import ENOUGH_ITEMS
 from steering.building.metrics import Metric, read_metric
-from steering.building.pairs import PairsFile, read_pairs, read_prompts
+from steering.building.pairs import LeftOut, PairsFile, describe_left_out
 from steering.building.progress import Progress
+from steering.building.readers import read_pairs, read_prompts
 from steering.errors import InvalidRequest, SteeringError, StoreNotWritable
 from steering.loading import LoadedModel, load_model
 from vector_store.local import open_store
@@ -84,7 +85,7 @@ def run_build(request: BuildRequest) -> None:
         manifest = describe_profile(request, loaded, sources, options, built)
         report = json.dumps(built.report, indent=2, ensure_ascii=False).encode() + b"\n"
         store = open_store(request.store or default_root())
-        tell(console, store.publish(manifest, built.deltas, {"report.json": report}), sources.pairs)
+        tell(console, store.publish(manifest, built.deltas, {"report.json": report}), built.left_out)
 
 
 def refuse_closed(root: Path) -> None:
@@ -218,10 +219,10 @@ def shown(console: Console) -> Iterator[Progress]:
         yield advance
 
 
-def tell(console: Console, profile: Profile, pairs: PairsFile) -> None:
+def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> None:
     """Say what was published and whether it works."""
-    if pairs.duplicates:
-        console.print(f"left out duplicate pairs on lines {', '.join(map(str, pairs.duplicates))}")
+    if left_out:
+        console.print(f"pairs left out: {describe_left_out(left_out)}")
     manifest = profile.manifest
     evidence = manifest.evidence
     if evidence:

@@ -22,7 +22,16 @@ from steering.building.evaluation import evaluate
 from steering.building.grains import GrainsOptions
 from steering.building.measuring import Measure, measure_by_margin, measure_by_metric
 from steering.building.metrics import Metric
-from steering.building.pairs import Message, Pair, PairsFile, tokenise_pairs, tokenise_prompt
+from steering.building.pairs import (
+    LeftOut,
+    Message,
+    Pair,
+    PairsFile,
+    describe_left_out,
+    leave_out_long,
+    tokenise_pairs,
+    tokenise_prompt,
+)
 from steering.building.progress import Progress, silent
 from steering.building.reporting import fluency, headline, report, trials
 from steering.errors import InvalidPairs, InvalidRequest
@@ -72,11 +81,12 @@ class Bench:
 class Built:
     """deltas: layer -> float32 [hidden_size] at strength 1; the rest goes into manifest and report.
 
-    evidence and report are empty where there was nothing to test on.
+    pairs: how many the deltas come from. evidence is empty where there was nothing to test on.
     """
 
     deltas: dict[int, Tensor]
     pairs: int
+    left_out: tuple[LeftOut, ...]
     parameters: dict[str, Any]
     calibration: dict[str, Any]
     evidence: dict[str, Any]
@@ -97,6 +107,7 @@ def build_vectors(
     without one, by the margin between the answers of held-out pairs.
     Raises InvalidPairs for pairs that cannot be used or that no admissible dose makes work.
     """
+    pairs = leave_out_long(loaded, pairs)
     refuse_overlap(pairs, test_prompts)
     split = split_pairs(pairs, options.seed, with_test=metric is None)
     build = tokenise_pairs(loaded, split.build)
@@ -108,7 +119,9 @@ def build_vectors(
     deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
     evidence, details = gather_evidence(bench, deltas, found, options, progress)
     calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
-    return Built(deltas, len(build), directions.parameters, calibration, evidence, details)
+    used = {"used": len(pairs.pairs), "left_out": [asdict(left) for left in pairs.left_out]}
+    details = {"pairs": used, **details}
+    return Built(deltas, len(build), pairs.left_out, directions.parameters, calibration, evidence, details)
 
 
 def refuse_overlap(pairs: PairsFile, test_prompts: Sequence[Conversation]) -> None:
@@ -126,8 +139,9 @@ def split_pairs(pairs: PairsFile, seed: int, with_test: bool) -> Split:
     """Return the pairs, shuffled by the seed, in disjoint parts; two thirds, at most BUILD_PAIRS, build."""
     count = len(pairs.pairs)
     if count < FEWEST_PAIRS:
+        left_out = f"; left out: {describe_left_out(pairs.left_out)}" if pairs.left_out else ""
         raise InvalidPairs(
-            f"{count} pairs are too few to build and calibrate on; {FEWEST_PAIRS} is the least"
+            f"{count} pairs are too few to build and calibrate on; {FEWEST_PAIRS} is the least{left_out}"
         )
     shuffled = random.Random(seed).sample(pairs.pairs, count)
     build = min(BUILD_PAIRS, 2 * count // 3)

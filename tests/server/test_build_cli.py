@@ -48,14 +48,17 @@ def test_a_profile_is_published_with_its_evidence(workplace: Path) -> None:
     files = ["--metric", str(workplace / "metric.json"), "--test", str(workplace / "test.jsonl")]
     result = run(workplace, "--name", "brief", "--method", "mean_difference", *files)
     assert result.exit_code == 0, result.output
-    assert "duplicate pairs on lines 7" in result.stderr
+    assert "pairs left out: line 7 (an earlier line says the same)" in result.stderr
     assert "published brief@1" in result.stderr.replace("\n", "")
     profile = LocalStore(workplace / "store").get("brief")
     assert profile.manifest.method == "mean_difference"
     assert profile.manifest.description == "Short."
     assert profile.manifest.evidence["metric"] == "brevity"
     assert profile.vectors.layers == (1,)
-    assert json.loads((profile.path / "report.json").read_text())["headline"] == profile.manifest.evidence
+    report = json.loads((profile.path / "report.json").read_text())
+    assert report["headline"] == profile.manifest.evidence
+    assert report["pairs"]["used"] == 6
+    assert [left["line"] for left in report["pairs"]["left_out"]] == [7]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from steering.building.pairs import TokenisedPair, read_pairs, tokenise_pairs
+from steering.building.pairs import TokenisedPair, tokenise_pairs
+from steering.building.readers import read_pairs
 from steering.loading import LoadedModel
 
 

@@ -1,6 +1,7 @@
 """A whole build gives the same vectors for the same seed, whatever it is measured by."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DamageBound
 from steering.building.grains import GrainsOptions
 from steering.building.metrics import read_metric
-from steering.building.pairs import read_pairs, read_prompts
+from steering.building.readers import read_pairs, read_prompts
 from steering.errors import InvalidRequest
 from steering.loading import LoadedModel
 
@@ -41,6 +42,18 @@ def test_the_report_holds_both_bounds_of_the_evidence(llama: LoadedModel, pairs_
     assert built.evidence["effect"]["low"] <= built.evidence["effect"]["mean"]
     assert len(built.report["calibration"]) == 4
     assert json.loads(json.dumps(built.report, allow_nan=False)) == built.report
+
+
+def test_pairs_left_out_stand_in_the_report_and_change_nothing(llama: LoadedModel, pairs_path: Path) -> None:
+    plain = build(llama, pairs_path)
+    assert plain.report["pairs"] == {"used": 12, "left_out": []}
+    lines = pairs_path.read_text().splitlines()
+    long = lines[0].replace("yes, 0!", "long " * llama.context_length)
+    pairs_path.write_text("\n".join([*lines, lines[0], long]))
+    built = build(llama, pairs_path)
+    assert built.report["pairs"] == {"used": 12, "left_out": [asdict(left) for left in built.left_out]}
+    assert [left.line for left in built.left_out] == [13, 14]
+    assert all(torch.equal(plain.deltas[layer], built.deltas[layer]) for layer in plain.deltas)
 
 
 @pytest.mark.parametrize("method", ["grains", "mean_difference"])

@@ -1,62 +1,19 @@
-"""Pairs are read as written, and bad ones are named by line and reason."""
+"""Pairs become tokens exactly as written, and those that cannot be used are named with the reason."""
 
+import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from steering.building.building import refuse_overlap, split_pairs
-from steering.building.pairs import read_pairs, read_prompts, tokenise_pairs
+from steering.building.pairs import leave_out_long, tokenise_pairs, tokenise_prompt
+from steering.building.readers import read_pairs, read_prompts
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
-
-GOOD = '{"input": {"messages": [{"role": "user", "content": "q"}]}, '
-ANSWER = '[{"role": "assistant", "content": "%s"}]'
-
-
-def line(preferred: str, dispreferred: str) -> str:
-    return GOOD + f'"preferred_output": {preferred}, "non_preferred_output": {dispreferred}' + "}"
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("{", "not JSON"),
-        ("[1]", "expected a JSON object"),
-        ('{"input": {}}', "no 'preferred_output'"),
-        (line(ANSWER % "a", ANSWER % " "), "empty content"),
-        (line(ANSWER % "a", ANSWER % "a "), "are the same"),
-        (line("[]", ANSWER % "a"), "must be a list of messages"),
-        (line('[{"role": "user", "content": "a"}]', ANSWER % "b"), "role 'assistant'"),
-        (line('[{"role": "assistant", "content": 3}]', ANSWER % "b"), "must be strings"),
-        (line(ANSWER % "a", ANSWER % "b").replace('"messages"', '"message"'), "'input.messages'"),
-    ],
-)
-def test_a_bad_line_is_named_with_its_reason(tmp_path: Path, text: str, reason: str) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(line(ANSWER % "a", ANSWER % "b") + "\n\n" + text)
-    with pytest.raises(InvalidPairs, match="line 3: ") as error:
-        read_pairs(path)
-    assert reason in error.value.message
-
-
-def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    with pytest.raises(InvalidPairs, match="cannot be read"):
-        read_pairs(path)
-    path.write_text("\n")
-    with pytest.raises(InvalidPairs, match="no pairs"):
-        read_pairs(path)
-
-
-def test_duplicates_are_left_out_and_reported(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text("\n".join([line(ANSWER % "a", ANSWER % "b"), line(ANSWER % "a", ANSWER % "c")] * 2))
-    found = read_pairs(path)
-    assert [pair.line for pair in found.pairs] == [1, 2]
-    assert found.duplicates == (3, 4)
 
 
 def test_spans_hold_prompt_and_answer_exactly(llama: LoadedModel, pairs_path: Path) -> None:
@@ -66,13 +23,35 @@ def test_spans_hold_prompt_and_answer_exactly(llama: LoadedModel, pairs_path: Pa
     assert llama.tokenizer.decode(pair.dispreferred.ids[pair.dispreferred.start :]) == "no, not 0."
 
 
-def test_a_pair_that_does_not_fit_the_context_is_named(
-    llama: LoadedModel, tmp_path: Path, pair_record: Callable[..., dict[str, Any]]
+def test_pairs_that_do_not_fit_the_context_are_left_out_and_reported(
+    llama: LoadedModel, pairs_path: Path, pair_record: Callable[..., dict[str, Any]]
 ) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(json.dumps(pair_record("q", "long " * llama.context_length, "short")))
-    with pytest.raises(InvalidPairs, match=f"line 1 is .* the model reads {llama.context_length}"):
-        tokenise_pairs(llama, read_pairs(path).pairs)
+    before = pairs_path.read_text().splitlines()
+    long = pair_record("q", "short", "long " * llama.context_length)
+    pairs_path.write_text("\n".join([before[0], json.dumps(long), *before]))
+    found = leave_out_long(llama, read_pairs(pairs_path))
+    assert [left.line for left in found.left_out] == [2, 3]
+    assert f"model's context of {llama.context_length} tokens" in found.left_out[0].reason
+    assert [pair.line for pair in found.pairs] == [1, *range(4, 15)]
+
+
+def test_a_pair_as_long_as_the_context_is_used(
+    llama: LoadedModel, pairs_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = read_pairs(pairs_path)
+    longest = max(len(pair.dispreferred.ids) for pair in tokenise_pairs(llama, pairs.pairs))
+    config = llama.model.config.get_text_config()
+    monkeypatch.setattr(config, "max_position_embeddings", longest)
+    assert leave_out_long(llama, pairs) == pairs
+    monkeypatch.setattr(config, "max_position_embeddings", longest - 1)
+    assert leave_out_long(llama, pairs).left_out
+
+
+def test_a_template_that_refuses_a_conversation_is_named(llama: LoadedModel) -> None:
+    tokenizer = copy.deepcopy(llama.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('no system here') }}"
+    with pytest.raises(InvalidPairs, match="refuses the prompt 'hello': no system here"):
+        tokenise_prompt(replace(llama, tokenizer=tokenizer), [{"role": "user", "content": "hello"}])
 
 
 def test_held_out_prompts_must_be_held_out(pairs_path: Path, tmp_path: Path) -> None:
@@ -91,8 +70,12 @@ def test_the_parts_of_a_split_share_nothing_and_follow_the_seed(pairs_path: Path
     assert split != split_pairs(pairs, seed=1, with_test=True)
 
 
-def test_too_few_pairs_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_text(line(ANSWER % "a", ANSWER % "b"))
-    with pytest.raises(InvalidPairs, match="too few"):
-        split_pairs(read_pairs(path), seed=0, with_test=False)
+def test_too_few_pairs_are_refused_with_the_reasons_of_those_left_out(
+    pairs_path: Path, pair_record: Callable[..., dict[str, Any]]
+) -> None:
+    records = [pair_record("q", "a", "b")] * 2 + [pair_record("q", "a", "a"), pair_record("r", "a", "a")]
+    pairs_path.write_text("\n".join(map(json.dumps, records)))
+    with pytest.raises(InvalidPairs, match="1 pairs are too few") as error:
+        split_pairs(read_pairs(pairs_path), seed=0, with_test=False)
+    assert "line 2 (an earlier line says the same)" in error.value.message
+    assert "lines 3, 4 (both answers are the same)" in error.value.message

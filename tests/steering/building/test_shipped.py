@@ -12,7 +12,8 @@ from steering.building.calibration import DamageBound
 from steering.building.evaluation import random_deltas
 from steering.building.measuring import measure_by_metric
 from steering.building.metrics import read_metric
-from steering.building.pairs import read_prompts, tokenise_prompt
+from steering.building.pairs import tokenise_prompt
+from steering.building.readers import read_prompts
 from steering.embedded import EMBEDDED_ID
 from steering.loading import LoadedModel, load_model
 from vector_store.local import SHIPPED, LocalStore
