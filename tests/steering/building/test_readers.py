@@ -4,10 +4,13 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from steering.building.pairs import LeftOut, Pair
 from steering.building.readers import LAYOUTS, decode, read_pairs, read_prompts
@@ -214,3 +217,18 @@ def test_a_bad_line_of_prompts_is_named(tmp_path: Path, text: str) -> None:
     path.write_text('{"prompt": "q"}\n\n' + text)
     with pytest.raises(InvalidPairs, match=r'line 3: expected \{"prompt": "some text"\}'):
         read_prompts(path)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    start=st.sampled_from([PLAIN, f"[{PLAIN}, {PLAIN}]", "prompt,chosen,rejected\nq,a,b\n", ""]),
+    place=st.integers(0, 60),
+    written=st.binary(max_size=6) | st.text('[]{}":,\n\r \\ud8', max_size=6).map(str.encode),
+)
+def test_whatever_stands_in_a_file_it_is_read_or_refused(
+    tmp_path: Path, start: str, place: int, written: bytes
+) -> None:
+    path = tmp_path / "pairs"
+    path.write_bytes(start.encode()[:place] + written + start.encode()[place:])
+    with suppress(InvalidPairs):
+        assert all(pair.preferred and pair.dispreferred for pair in read_pairs(path).pairs)
