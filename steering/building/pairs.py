@@ -9,6 +9,8 @@ from jinja2 import TemplateError
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 
+LINES_NAMED = 10
+
 Message = dict[str, str]
 
 
@@ -67,14 +69,17 @@ class TokenisedPair:
 
 
 def describe_left_out(left_out: Sequence[LeftOut]) -> str:
-    """Return "lines 4, 9 (both answers are the same); line 7 (an answer is empty)"."""
-    lines: dict[str, list[str]] = {}
+    """Return "lines 4, 9 (both answers are the same); line 7 (an answer is empty)"; of many, the first."""
+    lines: dict[str, list[int]] = {}
     for left in left_out:
-        lines.setdefault(left.reason, []).append(str(left.line))
-    return "; ".join(
-        f"line{'s' if len(found) > 1 else ''} {', '.join(found)} ({reason})"
-        for reason, found in lines.items()
-    )
+        lines.setdefault(left.reason, []).append(left.line)
+    return "; ".join(f"{name_lines(found)} ({reason})" for reason, found in lines.items())
+
+
+def name_lines(lines: Sequence[int]) -> str:
+    named = ", ".join(map(str, lines[:LINES_NAMED]))
+    more = f" and {len(lines) - LINES_NAMED} more" if len(lines) > LINES_NAMED else ""
+    return f"line{'s' if len(lines) > 1 else ''} {named}{more}"
 
 
 def leave_out_long(loaded: LoadedModel, pairs: PairsFile) -> PairsFile:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from steering.building.building import refuse_overlap, split_pairs
-from steering.building.pairs import leave_out_long, tokenise_pairs, tokenise_prompt
+from steering.building.pairs import LeftOut, describe_left_out, leave_out_long, tokenise_pairs, tokenise_prompt
 from steering.building.readers import read_pairs, read_prompts
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
@@ -52,6 +52,13 @@ def test_a_template_that_refuses_a_conversation_is_named(llama: LoadedModel) -> 
     tokenizer.chat_template = "{{ raise_exception('no system here') }}"
     with pytest.raises(InvalidPairs, match="refuses the prompt 'hello': no system here"):
         tokenise_prompt(replace(llama, tokenizer=tokenizer), [{"role": "user", "content": "hello"}])
+
+
+def test_of_many_lines_left_out_the_first_are_named_and_the_others_counted() -> None:
+    left_out = [LeftOut(line, "too long") for line in range(1, 14)] + [LeftOut(20, "empty")]
+    assert describe_left_out(left_out) == (
+        "lines 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 3 more (too long); line 20 (empty)"
+    )
 
 
 def test_held_out_prompts_must_be_held_out(pairs_path: Path, tmp_path: Path) -> None:
