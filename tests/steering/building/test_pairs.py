@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from steering.building.building import refuse_overlap, split_pairs
-from steering.building.pairs import LeftOut, describe_left_out, leave_out_long, tokenise_pairs, tokenise_prompt
+from steering.building.pairs import (
+    LeftOut,
+    describe_left_out,
+    leave_out_long,
+    tokenise_pairs,
+    tokenise_prompt,
+)
 from steering.building.readers import read_pairs, read_prompts
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
