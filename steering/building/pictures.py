@@ -15,7 +15,7 @@ DOSE_COLOURS = ("#a6cee3", "#5fa2ce", "#1f78b4", "#08519c", "#08306b", "#000000"
 
 METRIC_UNITS = {"margin": "margin (nats per token)"}
 COSTS = {
-    "neutral_loss": "Damage: loss on neutral text",
+    "loss": "Damage: loss on neutral text",
     "log_probability": "Damage: log-probability of the answers under the unsteered model",
 }
 

@@ -57,9 +57,9 @@ def test_a_dose_response_without_damage_has_one_panel() -> None:
 
 
 def test_the_loss_on_neutral_text_goes_before_the_answers_log_probability() -> None:
-    found = damage([point(0.0, 0.0, log_probability=-1.0, neutral_loss=3.0)])
+    found = damage([point(0.0, 0.0, log_probability=-1.0, loss=3.0)])
     assert found is not None
-    assert found[0] == "neutral_loss"
+    assert found[0] == "loss"
 
 
 def test_intervals_surround_the_score_in_the_metrics_own_sign() -> None:

@@ -1,0 +1,21 @@
+"""Token ids as the pieces of text that a reader sees."""
+
+from collections.abc import Sequence
+
+from steering.loading import LoadedModel
+
+HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+
+
+def token_texts(loaded: LoadedModel, ids: Sequence[int]) -> tuple[str, ...]:
+    """Return each token's part of the text, special tokens too; they join to the text.
+
+    A character that several tokens spell comes with the last of them, and the others are empty.
+    """
+    texts, told = [], 0
+    for end in range(1, len(ids) + 1):
+        text = loaded.tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False)
+        whole = text if end == len(ids) else text.rstrip(HALF_A_CHARACTER)
+        texts.append(whole[told:])
+        told = max(told, len(whole))
+    return tuple(texts)

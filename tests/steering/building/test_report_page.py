@@ -1,0 +1,162 @@
+"""The page says what the report says, needs nothing beside it, and lets no text become markup."""
+
+import json
+import re
+from copy import deepcopy
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steering.building.report_page import report_page, shaded
+
+SHIPPED = Path("vector_store/shipped/ocean/1")
+PNG = b"\x89PNG"
+SECTIONS = {
+    "headline": "What it does",
+    "attributions": "Tokens that decided",
+    "samples": "Answers side by side",
+    "calibration": "How the dose was chosen",
+}
+HOSTILE = "<script>alert('\"&')</script>"
+SIDE = {"tokens": ["salt", " sea"], "scores": [0.5, -1.0], "ablated": [0]}
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    return json.loads((SHIPPED / "manifest.json").read_text())
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    told = json.loads((SHIPPED / "report.json").read_text())
+    told["attributions"] = [
+        {"line": 7, "prompt": "How?", "gap": 0.034, "preferred": SIDE, "dispreferred": SIDE}
+    ]
+    return told
+
+
+class Markup(HTMLParser):
+    """Collects elements, their attributes, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_headline_is_told_with_its_interval_and_its_controls(manifest: Any, report: Any) -> None:
+    report["controls"] = {
+        "mean_difference": {"score": 1.875, "effect": report["headline"]["effect"], "pairs": 50}
+    }
+    text = Markup(report_page(manifest, report, {})).text
+    assert "+2.42 (1.65 to 3.27)" in text
+    assert "10 random directions, strongest" in text
+    assert "mean difference" in text
+    assert "1.88" in text
+    assert "mean difference: pairs 50" in text
+
+
+def test_controls_may_be_a_list(manifest: Any, report: Any) -> None:
+    report["controls"] = [{"name": "random tokens", "score": 0.125}]
+    assert "random tokens" in Markup(report_page(manifest, report, {})).text
+
+
+def test_the_page_says_whether_the_effect_stands_out(manifest: Any, report: Any) -> None:
+    assert "The effect stands out" in report_page(manifest, report, {})
+    report["headline"]["works"] = False
+    assert "The effect does not stand out" in report_page(manifest, report, {})
+
+
+@pytest.mark.parametrize("key", SECTIONS)
+def test_a_part_that_the_report_lacks_is_left_out(manifest: Any, report: Any, key: str) -> None:
+    assert SECTIONS[key] in report_page(manifest, report, {})
+    del report[key]
+    assert SECTIONS[key] not in report_page(manifest, report, {})
+
+
+def test_a_build_without_a_test_has_a_page(manifest: Any) -> None:
+    bare = {**manifest, "evidence": {}, "calibration": {}, "pairs": None, "parameters": {}}
+    assert manifest["model"]["fingerprint"] in report_page(bare, {}, {})
+
+
+def test_damage_on_neutral_text_has_columns_where_it_was_measured(manifest: Any, report: Any) -> None:
+    assert "neutral loss" not in report_page(manifest, report, {})
+    report["headline"]["damage"] = {"steered": {"loss": 3.125, "accuracy": 0.5}}
+    text = Markup(report_page(manifest, report, {})).text
+    assert "neutral loss" in text
+    assert "3.12" in text
+
+
+def test_tokens_are_coloured_by_score_and_underlined_where_taken_out(manifest: Any, report: Any) -> None:
+    page = Markup(report_page(manifest, report, {}))
+    spans = [attributes for tag, attributes in page.elements if tag == "span" and "title" in attributes]
+    assert [span["title"] for span in spans] == ["+0.5", "-1"] * 2
+    assert [span["style"] for span in spans[:2]] == [shaded(0.5), shaded(-1.0)]
+    assert ["taken" in (span.get("class") or "") for span in spans] == [True, False] * 2
+    assert "salt sea" in page.text
+    assert "line 7, completeness gap 3.4%" in page.text
+
+
+def test_the_chosen_setting_stands_out_in_its_table(manifest: Any, report: Any) -> None:
+    rows = re.findall(r'<tr class="(.*?)"><td>(.*?)</td>\s*<td>(.*?)</td>', report_page(manifest, report, {}))
+    assert [row[1:] for row in rows if row[0] == "chosen"] == [("12", "0.2")]
+    assert [row[1] for row in rows if row[0] == "broken"] == ["15", "15"]
+
+
+def test_nothing_is_fetched_and_nothing_runs(manifest: Any, report: Any) -> None:
+    pictures = {"dose_response.png": PNG, "effect_by_block.png": PNG}
+    page = report_page(manifest, report, pictures)
+    elements = Markup(page).elements
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in elements}
+    addresses = [value for _, found in elements for key, value in found.items() if key in ("src", "href")]
+    assert len(addresses) == 2
+    assert all((address or "").startswith("data:image/png;base64,") for address in addresses)
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def hostile(value: Any) -> Any:
+    """Return the value with markup in every text and every key that names data."""
+    if isinstance(value, str):
+        return value + HOSTILE
+    if isinstance(value, list):
+        return [hostile(each) for each in value]
+    if isinstance(value, dict):
+        return {key: hostile(each) for key, each in value.items()}
+    return value
+
+
+def test_no_text_becomes_markup(manifest: Any, report: Any) -> None:
+    report["samples"][0][HOSTILE] = "said"
+    report["controls"] = {HOSTILE: {"score": 1.0, "remark": HOSTILE}}
+    report[HOSTILE] = 1
+    manifest["libraries"][HOSTILE] = HOSTILE
+    manifest["parameters"][HOSTILE] = {"deep": HOSTILE}
+    clean = [tag for tag, _ in Markup(report_page(manifest, report, {})).elements]
+    page = Markup(report_page(hostile(deepcopy(manifest)), hostile(deepcopy(report)), {}))
+    assert [tag for tag, _ in page.elements] == clean
+    assert "script" not in clean
+    assert HOSTILE in page.text
+
+
+def test_what_the_page_does_not_show_is_named(manifest: Any, report: Any) -> None:
+    report["judgement"] = {"by": "readers"}
+    assert "also holds: judgement" in Markup(report_page(manifest, report, {})).text
+
+
+def test_the_page_names_what_a_rebuild_needs(manifest: Any, report: Any) -> None:
+    text = Markup(report_page(manifest, report, {})).text
+    assert manifest["digest"] in text
+    assert manifest["pairs"]["digest"] in text
+    assert manifest["libraries"]["torch"] in text
+    manifest["digest"] = "0" * 64
+    assert "0" * 64 not in report_page(manifest, report, {})
