@@ -28,10 +28,17 @@ def main() -> None:
 
 
 def draw(panel: Axes, name: str, report: dict[str, Any]) -> None:
-    """Draw the score by strength, and where ten random directions of the same length land at strength 1."""
+    """Draw the score by strength, and where random directions of the same length land at strength 1."""
     points = sorted((point["strength"], point["score"]) for point in report["dose_response"])
     random = report["random_scores"]
-    panel.plot([1.0] * len(random), random, "_", color=RANDOM, markersize=14, label="10 random directions")
+    panel.plot(
+        [1.0] * len(random),
+        random,
+        "_",
+        color=RANDOM,
+        markersize=14,
+        label=f"{len(random)} random directions",
+    )
     panel.plot(*zip(*points, strict=True), "o-", color=STEERED, label=name)
     panel.axvline(0, color=RANDOM, linewidth=0.8, linestyle=":")
     panel.set_title(name, fontsize=11, color=INK)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,9 +18,10 @@ from steering.building.calibration import (
     candidate_layers,
     deltas_at,
 )
+from steering.building.damage import measure_damage
 from steering.building.evaluation import evaluate
 from steering.building.grains import GrainsOptions
-from steering.building.measuring import Measure, measure_by_margin, measure_by_metric
+from steering.building.measuring import Measure, measure_by_margin, measure_by_metric, with_damage
 from steering.building.metrics import Metric
 from steering.building.pairs import (
     LeftOut,
@@ -33,7 +34,8 @@ from steering.building.pairs import (
     tokenise_prompt,
 )
 from steering.building.progress import Progress, silent
-from steering.building.reporting import fluency, headline, report, trials
+from steering.building.questions import neutral_text
+from steering.building.reporting import costs, headline, report, trials
 from steering.errors import InvalidPairs, InvalidRequest
 from steering.loading import LoadedModel
 
@@ -111,7 +113,7 @@ def build_vectors(
     refuse_overlap(pairs, test_prompts)
     split = split_pairs(pairs, options.seed, with_test=metric is None)
     build = tokenise_pairs(loaded, split.build)
-    bench = make_bench(loaded, split, metric, test_prompts, options)
+    bench = with_neutral_text(loaded, make_bench(loaded, split, metric, test_prompts, options))
     candidates = settings(loaded, options)
     directions = BUILDERS[options.method](loaded, build, options.grains, progress)
     norms = median_norms(loaded, [pair.preferred for pair in build])
@@ -171,6 +173,14 @@ def make_bench(
     return Bench(metric.name, metric.direction, dev_measure, tested, last_words(test_prompts))
 
 
+def with_neutral_text(loaded: LoadedModel, bench: Bench) -> Bench:
+    """Return the bench whose measures tell the damage too: the dose's on a part of the neutral text."""
+    neutral = neutral_text()
+    dev = with_damage(bench.dev, measure_damage(loaded, neutral.portion()))
+    test = with_damage(bench.test, measure_damage(loaded, neutral)) if bench.test is not None else None
+    return replace(bench, dev=dev, test=test)
+
+
 def last_words(conversations: Sequence[Conversation]) -> tuple[str, ...]:
     return tuple(messages[-1]["content"] for messages in conversations)
 
@@ -209,7 +219,10 @@ def describe(
         "effect": round(chosen.effect, 4),
         "log_probability": round(chosen.log_probability, 4),
         "distinct_2": round(chosen.distinct_2, 4),
-        "unsteered": fluency(found.unsteered),
+        "loss": round(chosen.loss, 4),
+        "accuracy": round(chosen.accuracy, 4),
+        "unsteered": costs(found.unsteered),
         "bound": asdict(bound),
+        "safe_strengths": list(found.safe_strengths),
         "settings_tried": len(found.trials),
     }

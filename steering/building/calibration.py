@@ -6,30 +6,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.building.measuring import Fluency, Measure, Outcome
+from steering.building.damage import accuracy_change
+from steering.building.generation import scaled
+from steering.building.measuring import Measure, Outcome
 from steering.building.progress import Progress, silent, tracked
 from steering.errors import InvalidPairs
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6)
 DOSES = (0.15, 0.2, 0.25, 0.3)
+# Where a chosen dose is measured once more: for its safe range, and for the evidence.
+STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class DamageBound:
-    """How much fluency an effect may cost.
+    """How much an effect may cost: in the answers themselves, and where its behaviour is not asked for.
 
     log_probability: nats per token that the answers may be less likely under the unsteered model;
-    distinct_2: share of the unsteered answers' distinct word pairs that must remain.
+    distinct_2: share of the unsteered answers' distinct word pairs that must remain;
+    loss: share of the unsteered loss on neutral text by which it may rise;
+    accuracy: share of the questions that may be lost on balance, the same questions paired. A calibration
+    asks 50, so 0.02 is one question, less than chance alone moves: it stops a fall, it measures none.
     """
 
     log_probability: float = 0.6
     distinct_2: float = 0.9
+    loss: float = 0.05
+    accuracy: float = 0.02
 
-    def admits(self, steered: Fluency, unsteered: Fluency) -> bool:
-        return (
-            steered.log_probability >= unsteered.log_probability - self.log_probability
-            and steered.distinct_2 >= unsteered.distinct_2 * self.distinct_2
-        )
+    def admits(self, steered: Outcome, unsteered: Outcome) -> bool:
+        """Return whether the bound holds; both outcomes have fluency and damage."""
+        return self.leaves_answers_fluent(steered, unsteered) and self.leaves_the_rest(steered, unsteered)
+
+    def leaves_answers_fluent(self, steered: Outcome, unsteered: Outcome) -> bool:
+        assert steered.fluency is not None
+        assert unsteered.fluency is not None
+        likely = unsteered.fluency.log_probability - self.log_probability
+        distinct = unsteered.fluency.distinct_2 * self.distinct_2
+        return steered.fluency.log_probability >= likely and steered.fluency.distinct_2 >= distinct
+
+    def leaves_the_rest(self, steered: Outcome, unsteered: Outcome) -> bool:
+        assert steered.damage is not None
+        assert unsteered.damage is not None
+        lost = -accuracy_change(steered.damage, unsteered.damage).share
+        highest = unsteered.damage.loss * (1 + self.loss)
+        return steered.damage.loss <= highest and lost <= self.accuracy + ROUNDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +64,25 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a setting did on the dev items."""
+    """What a setting did on the dev items, and to neutral text."""
 
     setting: Setting
     effect: float
     log_probability: float
     distinct_2: float
+    loss: float
+    accuracy: float
     admitted: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
+    """safe_strengths: the lowest and the highest strength of the chosen setting within the bound."""
+
     chosen: Trial
     unsteered: Outcome
     trials: tuple[Trial, ...]
+    safe_strengths: tuple[float, float]
 
 
 def candidate_layers(count: int) -> tuple[tuple[int, ...], ...]:
@@ -82,7 +109,7 @@ def calibrate(
     bound: DamageBound = DamageBound(),
     progress: Progress = silent,
 ) -> Calibration:
-    """Return the admitted setting with the largest effect on the measure's items, and all trials.
+    """Return the admitted setting with the largest effect on the measure's items, its safe range, all trials.
 
     Raises InvalidPairs when every setting does too much damage.
     """
@@ -94,10 +121,13 @@ def calibrate(
     admitted = [trial for trial in trials if trial.admitted]
     if not admitted:
         raise InvalidPairs(
-            f"each of the {len(trials)} settings tried makes the text too unlikely or repetitive; "
-            "try other --layers or a smaller --dose"
+            f"each of the {len(trials)} settings tried damages the answers, neutral text or knowledge "
+            "too much; try other --layers or a smaller --dose"
         )
-    return Calibration(max(admitted, key=lambda trial: trial.effect), unsteered, tuple(trials))
+    chosen = max(admitted, key=lambda trial: trial.effect)
+    deltas = deltas_at(chosen.setting, vectors, norms)
+    safe = find_safe_strengths(deltas, measure, unsteered, bound, progress)
+    return Calibration(chosen, unsteered, tuple(trials), safe)
 
 
 def try_setting(
@@ -105,11 +135,32 @@ def try_setting(
 ) -> Trial:
     outcome = measure(deltas, True)
     assert outcome.fluency is not None
-    assert unsteered.fluency is not None
+    assert outcome.damage is not None
     return Trial(
         setting,
         outcome.score - unsteered.score,
         outcome.fluency.log_probability,
         outcome.fluency.distinct_2,
-        bound.admits(outcome.fluency, unsteered.fluency),
+        outcome.damage.loss,
+        outcome.damage.accuracy,
+        bound.admits(outcome, unsteered),
     )
+
+
+def find_safe_strengths(
+    deltas: dict[int, Tensor], measure: Measure, unsteered: Outcome, bound: DamageBound, progress: Progress
+) -> tuple[float, float]:
+    """Return the lowest and the highest of STRENGTHS up to which, from 0 on, the bound holds.
+
+    0 where even the weakest strength on its side breaks the bound. Strength 1 is known to keep it.
+    """
+    safe, broken = {False: 0.0, True: 0.0}, set()
+    for strength in tracked(sorted(STRENGTHS, key=abs), "safe range", progress):
+        side = strength > 0
+        if side in broken:
+            continue
+        if strength == 1.0 or bound.admits(measure(scaled(deltas, strength), True), unsteered):
+            safe[side] = strength
+        else:
+            broken.add(side)
+    return safe[False], safe[True]

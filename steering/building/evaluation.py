@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steering.building.calibration import STRENGTHS
 from steering.building.generation import Deltas, scaled
 from steering.building.measuring import Measure, Outcome
 from steering.building.progress import Progress, silent, tracked
 
-STRENGTHS = (-1.0, 0.5, 1.0)
 # Held-out items below which an interval says nothing.
 ENOUGH_ITEMS = 20
-RANDOM_DIRECTIONS = 10
+RANDOM_DIRECTIONS = 30
 RESAMPLES = 10_000
 
 
@@ -66,14 +66,18 @@ def evaluate(
     seed: int = 0,
     progress: Progress = silent,
     random_directions: int = RANDOM_DIRECTIONS,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> Evaluation:
-    """Return what the deltas do on the measure's items; random directions come from the seed."""
+    """Return what the deltas do on the measure's items; random directions come from the seed.
+
+    strengths: any but 0; 1 and -1, which stand in every headline, must be among them.
+    """
     settings: list[tuple[Deltas, bool]] = [({}, True)]
-    settings += [(scaled(deltas, strength), True) for strength in STRENGTHS]
+    settings += [(scaled(deltas, strength), True) for strength in strengths]
     settings += [(direction, False) for direction in random_deltas(deltas, random_directions, seed)]
     outcomes = [measure(*setting) for setting in tracked(settings, "evaluation", progress)]
-    by_strength = dict(zip(STRENGTHS, outcomes[1:], strict=False))
-    return Evaluation(outcomes[0], by_strength, tuple(outcomes[1 + len(STRENGTHS) :]), seed)
+    by_strength = dict(zip(strengths, outcomes[1:], strict=False))
+    return Evaluation(outcomes[0], by_strength, tuple(outcomes[1 + len(strengths) :]), seed)
 
 
 def random_deltas(deltas: Deltas, count: int, seed: int) -> list[dict[int, Tensor]]:

@@ -1,14 +1,18 @@
 """What a model does under some deltas: how much of the behaviour, how fluently."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import fmean
 
+from steering.building.damage import Damage, DamageMeasure
 from steering.building.generation import Deltas, generate_answers, mean_log_probabilities
 from steering.building.metrics import Metric, read_words
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.loading import LoadedModel
+
+# An answer that says so many words in a row twice repeats itself.
+REPEATED_WORDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +32,37 @@ class Fluency:
 
 
 @dataclass(frozen=True, slots=True)
+class Choices:
+    """For each pair, whether its preferred answer is the likelier: as a whole, and per token."""
+
+    whole: tuple[bool, ...]
+    per_token: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """One score per item, and the answers that the deltas led to."""
+    """One score per item, the answers that the deltas led to, and what they cost.
+
+    damage: None where it was not measured; choices: None where the items are not pairs.
+    """
 
     scores: tuple[float, ...]
     answers: tuple[str, ...]
     fluency: Fluency | None
+    damage: Damage | None = None
+    choices: Choices | None = None
 
     @property
     def score(self) -> float:
         return fmean(self.scores)
 
+    @property
+    def repetition(self) -> float:
+        """The share of answers that repeat themselves."""
+        return fmean(map(repeats_itself, self.answers))
 
-# measure(deltas, fluently): fluently asks for the fluency too.
+
+# measure(deltas, fluently): fluently asks for the fluency, and the damage if it is measured, too.
 Measure = Callable[[Deltas, bool], Outcome]
 
 
@@ -65,13 +87,38 @@ def measure_by_margin(loaded: LoadedModel, pairs: Sequence[TokenisedPair], max_t
         preferred = mean_log_probabilities(loaded, [pair.preferred for pair in pairs], deltas)
         dispreferred = mean_log_probabilities(loaded, [pair.dispreferred for pair in pairs], deltas)
         margins = tuple(p - d for p, d in zip(preferred, dispreferred, strict=True))
+        choices = choose(pairs, preferred, dispreferred)
         if not fluently:
-            return Outcome(margins, (), None)
+            return Outcome(margins, (), None, None, choices)
         answered = generate_answers(loaded, [pair.prompt for pair in pairs], deltas, max_tokens)
         texts = answer_texts(loaded, answered)
-        return Outcome(margins, texts, measure_fluency(loaded, answered, texts))
+        return Outcome(margins, texts, measure_fluency(loaded, answered, texts), None, choices)
 
     return measure
+
+
+def with_damage(measure: Measure, damage: DamageMeasure) -> Measure:
+    """Return the measure with the damage added wherever the fluency is asked for."""
+
+    def measured(deltas: Deltas, fluently: bool) -> Outcome:
+        outcome = measure(deltas, fluently)
+        return replace(outcome, damage=damage(deltas)) if fluently else outcome
+
+    return measured
+
+
+def choose(
+    pairs: Sequence[TokenisedPair], preferred: Sequence[float], dispreferred: Sequence[float]
+) -> Choices:
+    """Return the choices that follow from the answers' mean log-probabilities per token."""
+    means = list(zip(preferred, dispreferred, strict=True))
+    lengths = [(answer_length(pair.preferred), answer_length(pair.dispreferred)) for pair in pairs]
+    whole = tuple(p * m > d * n for (p, d), (m, n) in zip(means, lengths, strict=True))
+    return Choices(whole, tuple(p > d for p, d in means))
+
+
+def answer_length(sequence: TokenSequence) -> int:
+    return len(sequence.ids) - sequence.start
 
 
 def measure_fluency(loaded: LoadedModel, answered: Sequence[TokenSequence], texts: Sequence[str]) -> Fluency:
@@ -89,3 +136,9 @@ def distinct_bigrams(text: str) -> float:
     words = [word.casefold() for word in read_words(text)]
     bigrams = list(pairwise(words))
     return len(set(bigrams)) / len(bigrams) if bigrams else 1.0
+
+
+def repeats_itself(text: str) -> bool:
+    words = [word.casefold() for word in read_words(text)]
+    runs = [tuple(words[i : i + REPEATED_WORDS]) for i in range(len(words) - REPEATED_WORDS + 1)]
+    return len(set(runs)) < len(runs)

@@ -1,9 +1,11 @@
 """The evidence as JSON: the whole report, and the headline that goes into the manifest."""
 
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from steering.building.calibration import Calibration
+from steering.building.damage import accuracy_change
 from steering.building.evaluation import Evaluation, Interval
 from steering.building.measuring import Fluency, Outcome
 
@@ -30,30 +32,67 @@ def headline(evaluation: Evaluation, metric: str, direction: int) -> dict[str, A
             "mean": rounded(direction * sum(random) / len(random)),
             "strongest": rounded(direction * max(random)),
         },
-        "fluency": {
-            "unsteered": fluency(evaluation.unsteered),
-            "steered": fluency(steered),
-            "steered_away": fluency(evaluation.by_strength[-1.0]),
-        },
+        "fluency": {name: fluency(outcome) for name, outcome in sides(evaluation).items()},
+        "damage": {name: damage(outcome) for name, outcome in sides(evaluation).items()},
+        "choices": {name: choices(outcome) for name, outcome in sides(evaluation).items()},
         "works": evaluation.works,
     }
 
 
+def sides(evaluation: Evaluation) -> dict[str, Outcome]:
+    by_strength = evaluation.by_strength
+    return {
+        "unsteered": evaluation.unsteered,
+        "steered": by_strength[1.0],
+        "steered_away": by_strength[-1.0],
+    }
+
+
 def report(
-    evaluation: Evaluation, metric: str, direction: int, prompts: list[str], calibration: Calibration
+    evaluation: Evaluation,
+    metric: str,
+    direction: int,
+    prompts: list[str],
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Return the headline, dose-response, every random direction, samples, and the calibration's trials."""
-    strengths = {0.0: evaluation.unsteered, **evaluation.by_strength}
+    """Return the headline, dose-response, every random direction, samples, and a calibration's trials."""
     return {
         "headline": headline(evaluation, metric, direction),
-        "dose_response": [
-            {"strength": strength, "score": rounded(direction * outcome.score), **fluency(outcome)}
-            for strength, outcome in sorted(strengths.items())
-        ],
+        "dose_response": dose_response(evaluation, direction),
         "random_scores": [rounded(direction * outcome.score) for outcome in evaluation.random],
         "samples": samples(evaluation, prompts),
-        "calibration": trials(calibration),
+        "calibration": trials(calibration) if calibration is not None else [],
     }
+
+
+def dose_response(evaluation: Evaluation, direction: int) -> list[dict[str, Any]]:
+    """Return one row per strength, 0 among them: score, effect with its interval, and every cost.
+
+    accuracy_change: paired with no steering, and its standard error.
+    """
+    rows: list[tuple[float, Outcome, dict[str, Any]]] = [(0.0, evaluation.unsteered, {})]
+    for strength, outcome in evaluation.by_strength.items():
+        rows.append((strength, outcome, against_unsteered(evaluation, strength)))
+    return [
+        {
+            "strength": strength,
+            "score": rounded(direction * outcome.score),
+            **costs(outcome),
+            "repetition": rounded(outcome.repetition),
+            **choices(outcome),
+            **paired,
+        }
+        for strength, outcome, paired in sorted(rows, key=lambda row: row[0])
+    ]
+
+
+def against_unsteered(evaluation: Evaluation, strength: float) -> dict[str, Any]:
+    steered, unsteered = evaluation.by_strength[strength].damage, evaluation.unsteered.damage
+    found: dict[str, Any] = {"effect": interval(evaluation.effect(strength))}
+    if steered is not None and unsteered is not None:
+        change = accuracy_change(steered, unsteered)
+        found["accuracy_change"] = {"share": rounded(change.share), "error": rounded(change.error)}
+    return found
 
 
 def samples(evaluation: Evaluation, prompts: list[str]) -> list[dict[str, str]]:
@@ -76,6 +115,8 @@ def trials(calibration: Calibration) -> list[dict[str, Any]]:
             "effect": rounded(trial.effect),
             "log_probability": rounded(trial.log_probability),
             "distinct_2": rounded(trial.distinct_2),
+            "loss": rounded(trial.loss),
+            "accuracy": rounded(trial.accuracy),
             "admitted": trial.admitted,
         }
         for trial in calibration.trials
@@ -87,6 +128,27 @@ def fluency(outcome: Outcome) -> dict[str, float]:
     if found is None:
         return {}
     return {"log_probability": rounded(found.log_probability), "distinct_2": rounded(found.distinct_2)}
+
+
+def damage(outcome: Outcome) -> dict[str, float]:
+    """Return loss (nats per token of neutral text) and accuracy (share of the questions)."""
+    found = outcome.damage
+    return {} if found is None else {"loss": rounded(found.loss), "accuracy": rounded(found.accuracy)}
+
+
+def costs(outcome: Outcome) -> dict[str, float]:
+    return {**fluency(outcome), **damage(outcome)}
+
+
+def choices(outcome: Outcome) -> dict[str, float]:
+    """Return the shares of pairs whose preferred answer is the likelier, as a whole and per token."""
+    found = outcome.choices
+    if found is None:
+        return {}
+    return {
+        "chosen_whole": rounded(fmean(found.whole)),
+        "chosen_per_token": rounded(fmean(found.per_token)),
+    }
 
 
 def interval(found: Interval) -> dict[str, float]:

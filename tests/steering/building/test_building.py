@@ -19,7 +19,7 @@ OPTIONS = BuildOptions(
     grains=GrainsOptions(tokens=2, steps=2),
     layers=((1,), (1, 2)),
     doses=(0.1, 0.2),
-    bound=DamageBound(100.0, 0.0),
+    bound=DamageBound(100.0, 0.0, 100.0, 1.0),
     max_tokens=4,
 )
 
@@ -84,7 +84,7 @@ def test_every_stage_tells_how_far_it_is(llama: LoadedModel, pairs_path: Path) -
         OPTIONS,
         lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
     )
-    assert list(seen) == ["attribution", "activations", "calibration", "evaluation"]
+    assert list(seen) == ["attribution", "activations", "calibration", "safe range", "evaluation"]
     for steps in seen.values():
         assert steps == [(done, steps[-1][1]) for done in range(len(steps))]
 

@@ -10,11 +10,20 @@ from torch import Tensor
 
 from steering.building.activations import median_norms
 from steering.building.calibration import DamageBound, Setting, calibrate, deltas_at
+from steering.building.damage import Damage
 from steering.building.evaluation import evaluate, paired_interval, random_deltas
 from steering.building.generation import Deltas, generate_answers, mean_log_probabilities, steered_everywhere
-from steering.building.measuring import Fluency, Outcome, distinct_bigrams
+from steering.building.measuring import (
+    Fluency,
+    Outcome,
+    distinct_bigrams,
+    measure_by_margin,
+    repeats_itself,
+    with_damage,
+)
 from steering.building.metrics import read_metric
 from steering.building.pairs import TokenisedPair
+from steering.building.reporting import report
 from steering.errors import InvalidPairs, InvalidRequest
 from steering.kernel import renormalised_add
 from steering.loading import LoadedModel
@@ -66,9 +75,18 @@ def test_log_probabilities_are_aligned_with_the_tokens_that_they_predict(
         assert mean == pytest.approx(sum(chosen) / len(chosen), rel=1e-4)
 
 
-def outcome(scores: Sequence[float], log_probability: float = -1.0, distinct: float = 1.0) -> Outcome:
+def outcome(
+    scores: Sequence[float],
+    log_probability: float = -1.0,
+    distinct: float = 1.0,
+    loss: float = 4.0,
+    right: int = 50,
+) -> Outcome:
+    """Return an outcome of constant fluency, with `right` of 100 questions answered right."""
     count = len(scores)
-    return Outcome(tuple(scores), ("",) * count, Fluency((log_probability,) * count, (distinct,) * count))
+    fluency = Fluency((log_probability,) * count, (distinct,) * count)
+    damage = Damage((loss,), (1,), (True,) * right + (False,) * (100 - right))
+    return Outcome(tuple(scores), ("",) * count, fluency, damage)
 
 
 def test_the_largest_effect_within_the_bound_is_chosen() -> None:
@@ -86,11 +104,61 @@ def test_the_largest_effect_within_the_bound_is_chosen() -> None:
         calibrate(torch.ones(1, 4), torch.ones(1), measure, [Setting((0,), 0.5)], DamageBound(1.0, 0.9))
 
 
-def test_repetition_alone_breaks_the_bound() -> None:
-    bound = DamageBound(1.0, 0.9)
-    calm, stuck = Fluency((-1.0,), (1.0,)), Fluency((-0.1,), (0.5,))
-    assert bound.admits(calm, calm)
-    assert not bound.admits(stuck, calm)
+@pytest.mark.parametrize(
+    ("steered", "admitted"),
+    [
+        (outcome([9.0]), True),
+        (outcome([9.0], log_probability=-1.7), False),
+        (outcome([9.0], log_probability=-0.1, distinct=0.5), False),
+        (outcome([9.0], loss=4.19), True),
+        (outcome([9.0], loss=4.21), False),
+        (outcome([9.0], right=48), True),
+        (outcome([9.0], right=47), False),
+    ],
+)
+def test_each_cost_alone_breaks_the_bound(steered: Outcome, admitted: bool) -> None:
+    assert DamageBound().admits(steered, outcome([0.0])) is admitted
+
+
+@pytest.mark.parametrize(
+    ("breaks_above", "breaks_below", "safe"),
+    [
+        (0.2, -0.2, [-1.5, 1.5]),
+        (9.0, -9.0, [-2.0, 2.0]),
+        (0.11, -0.06, [-0.5, 1.0]),
+        (0.11, -0.01, [0.0, 1.0]),
+    ],
+)
+def test_the_safe_range_ends_before_the_bound_breaks(
+    breaks_above: float, breaks_below: float, safe: list[float]
+) -> None:
+    """A stand-in model whose loss doubles where the delta is beyond either end."""
+
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        size = sum(float(delta.sum()) for delta in deltas.values())
+        return outcome([size], loss=4.0 if breaks_below < size < breaks_above else 8.0)
+
+    found = calibrate(torch.tensor([[1.0, 0.0]]), torch.ones(1), measure, [Setting((0,), 0.1)])
+    assert list(found.safe_strengths) == safe
+
+
+def test_damage_is_measured_where_fluency_is(llama: LoadedModel, tokenised: Pairs) -> None:
+    damage = Damage((1.0,), (1,), (True,))
+    measure = with_damage(measure_by_margin(llama, tokenised[:2], 2), lambda deltas: damage)
+    assert measure({}, True).damage == damage
+    assert measure({}, False).damage is None
+
+
+def test_choices_follow_the_log_probabilities_of_both_answers(llama: LoadedModel, tokenised: Pairs) -> None:
+    found = measure_by_margin(llama, tokenised, 2)({}, False)
+    assert found.choices is not None
+    assert found.choices.per_token == tuple(margin > 0 for margin in found.scores)
+    for pair, whole in zip(tokenised, found.choices.whole, strict=True):
+        sums = [
+            mean_log_probabilities(llama, [sequence], {})[0] * (len(sequence.ids) - sequence.start)
+            for sequence in (pair.preferred, pair.dispreferred)
+        ]
+        assert whole is (sums[0] > sums[1])
 
 
 def test_a_delta_is_as_long_as_its_dose_says(llama: LoadedModel, tokenised: Pairs) -> None:
@@ -133,10 +201,34 @@ def test_only_an_effect_that_beats_no_steering_and_chance_on_enough_items_works(
         along = sum(float(torch.dot(delta, target)) for delta in deltas.values()) * strength_counts
         return outcome([along + noise for noise in (0.1, 0.2, 0.3)] * (1 if few else 7))
 
-    found = evaluate({0: target}, measure)
+    found = evaluate({0: target}, measure, random_directions=10)
     assert found.works is works
     assert found.effect(1.0).mean == pytest.approx(float(strength_counts))
     assert found.effect(-1.0).mean == pytest.approx(-float(strength_counts))
+
+
+def test_every_strength_has_its_interval_and_its_costs_in_the_report() -> None:
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        size = sum(float(delta.sum()) for delta in deltas.values())
+        return outcome([size, size + 1], loss=4 + abs(size))
+
+    found = report(evaluate({0: torch.tensor([1.0])}, measure, random_directions=3), "m", -1, ["a", "b"])
+    rows = found["dose_response"]
+    assert [row["strength"] for row in rows] == [-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2]
+    for row in rows:
+        assert row["score"] == pytest.approx(-row["strength"] - 0.5)
+        assert row["loss"] == 4 + abs(row["strength"])
+        assert (row["accuracy"], row["repetition"]) == (0.5, 0.0)
+        if row["strength"]:
+            assert row["effect"] == dict.fromkeys(("mean", "low", "high"), row["strength"])
+            assert row["accuracy_change"] == {"share": 0, "error": 0}
+    assert len(found["random_scores"]) == 3
+
+
+def test_an_answer_repeats_itself_when_four_words_return() -> None:
+    assert repeats_itself("the sea is wide, and The sea is wide")
+    assert not repeats_itself("the sea is wide, and the sea is deep")
+    assert not repeats_itself("one")
 
 
 def test_distinct_bigrams_fall_with_repetition() -> None:
