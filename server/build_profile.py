@@ -30,8 +30,10 @@ from steering.building.calibration import DOSES
 from steering.building.evaluation import ENOUGH_ITEMS
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import LeftOut, PairsFile, describe_left_out
+from steering.building.pictures import pictures
 from steering.building.progress import Progress
 from steering.building.readers import read_pairs, read_prompts
+from steering.building.report_page import report_page
 from steering.errors import InvalidRequest, SteeringError, StoreNotWritable
 from steering.loading import LoadedModel, load_model
 from vector_store.local import open_store
@@ -83,9 +85,9 @@ def run_build(request: BuildRequest) -> None:
         with shown(console) as progress:
             built = build_vectors(loaded, sources.pairs, sources.metric, sources.prompts, options, progress)
         manifest = describe_profile(request, loaded, sources, options, built)
-        report = json.dumps(built.report, indent=2, ensure_ascii=False).encode() + b"\n"
+        files = attachments(manifest, built.report)
         store = open_store(request.store or default_root())
-        tell(console, store.publish(manifest, built.deltas, {"report.json": report}), built.left_out)
+        tell(console, store.publish(manifest, built.deltas, files), built.left_out)
 
 
 def refuse_closed(root: Path) -> None:
@@ -176,6 +178,17 @@ def describe_profile(
     )
 
 
+def attachments(manifest: Manifest, report: dict[str, Any]) -> dict[str, bytes]:
+    """Return file name -> content of the report: as JSON, as pictures, and as a page."""
+    described = manifest.model_dump(mode="json")
+    drawn = pictures(report, described["calibration"].get("items"))
+    return {
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False).encode() + b"\n",
+        "report.html": report_page(described, report, drawn).encode(),
+        **drawn,
+    }
+
+
 def describe(request: BuildRequest, metric: Metric | None) -> str:
     if request.description is not None:
         return request.description
@@ -233,6 +246,7 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
                 f"steering or from random directions; {ENOUGH_ITEMS} items are the least that can show it"
             )
     console.print(f"published {manifest.name}@{manifest.version} in {profile.path}")
+    console.print(f"the report: {profile.path / 'report.html'}")
 
 
 def summary(evidence: dict[str, Any]) -> str:

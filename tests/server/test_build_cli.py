@@ -94,3 +94,14 @@ def test_ctrl_c_publishes_nothing(workplace: Path, monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 130
     assert "nothing was published" in result.stderr
     assert not (workplace / "store" / "stopped").exists()
+
+
+def test_a_report_to_look_at_lies_beside_the_vectors(workplace: Path) -> None:
+    files = ["--metric", str(workplace / "metric.json"), "--test", str(workplace / "test.jsonl")]
+    result = run(workplace, "--name", "shown", "--method", "mean_difference", *files)
+    assert result.exit_code == 0, result.output
+    profile = LocalStore(workplace / "store").get("shown")
+    assert str(profile.path / "report.html") in result.stderr.replace("\n", "")
+    assert "Short." in (profile.path / "report.html").read_text()
+    for picture in ("dose_response.png", "effect_by_block.png"):
+        assert (profile.path / picture).read_bytes().startswith(b"\x89PNG")
