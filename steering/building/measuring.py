@@ -74,7 +74,7 @@ def measure_by_metric(
     def measure(deltas: Deltas, fluently: bool) -> Outcome:
         answered = generate_answers(loaded, prompts, deltas, max_tokens)
         texts = answer_texts(loaded, answered)
-        scores = tuple(metric.direction * metric.score(text) for text in texts)
+        scores = tuple(metric.direction * score for score in metric.score(loaded, texts))
         return Outcome(scores, texts, measure_fluency(loaded, answered, texts) if fluently else None)
 
     return measure

@@ -2,31 +2,37 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steering.building.classifying import log_odds
 from steering.errors import InvalidRequest
+from steering.loading import LoadedModel
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+# (model, answers) -> a number for each answer; only some kinds ask the model, which nothing steers then.
+Scorer = Callable[[LoadedModel, Sequence[str]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """score maps a text to a number; direction is 1 where more of it is more of the behaviour, else -1."""
+    """score gives answers numbers; direction is 1 where more of it is more of the behaviour, else -1."""
 
     name: str
     description: str
-    score: Callable[[str], float]
+    score: Scorer
     direction: int
 
 
 def read_metric(path: Path) -> Metric:
     """Return the metric of a JSON file {"name", "description", "metric": {"kind", ...}}.
 
-    Kinds: `lexicon` and `regex`, positive minus negative matches per 100 words, and `length`, the number
-    of words, of which fewer are better unless "direction" is 1. Raises InvalidRequest with the reason.
+    Kinds: `lexicon` and `regex`, positive minus negative matches per 100 words; `length`, the number
+    of words, of which fewer are better unless "direction" is 1; `logits`, the model's own log p(yes) -
+    log p(no) after a "question" about the answer. Raises InvalidRequest with the reason.
     """
     try:
         return parse_metric(json.loads(path.read_bytes()))
@@ -48,7 +54,12 @@ def read_words(text: str) -> list[str]:
     return WORD.findall(text)
 
 
-def lexicon_metric(definition: dict[str, Any]) -> Callable[[str], float]:
+def each(score: Callable[[str], float]) -> Scorer:
+    """Return the scorer of a text alone, which asks no model."""
+    return lambda _loaded, answers: [score(answer) for answer in answers]
+
+
+def lexicon_metric(definition: dict[str, Any]) -> Scorer:
     positive = {word.casefold() for word in definition["positive"]}
     negative = {word.casefold() for word in definition["negative"]}
 
@@ -57,10 +68,10 @@ def lexicon_metric(definition: dict[str, Any]) -> Callable[[str], float]:
         matched = sum(word in positive for word in words) - sum(word in negative for word in words)
         return 100 * matched / max(len(words), 1)
 
-    return score
+    return each(score)
 
 
-def regex_metric(definition: dict[str, Any]) -> Callable[[str], float]:
+def regex_metric(definition: dict[str, Any]) -> Scorer:
     positive = [re.compile(pattern) for pattern in definition["positive"]]
     negative = [re.compile(pattern) for pattern in definition["negative"]]
 
@@ -68,22 +79,30 @@ def regex_metric(definition: dict[str, Any]) -> Callable[[str], float]:
         matched = sum(matches(p, text) for p in positive) - sum(matches(p, text) for p in negative)
         return 100 * matched / max(len(read_words(text)), 1)
 
-    return score
+    return each(score)
 
 
 def matches(pattern: re.Pattern[str], text: str) -> int:
     return sum(1 for _ in pattern.finditer(text))
 
 
-def length_metric(_definition: dict[str, Any]) -> Callable[[str], float]:
+def length_metric(_definition: dict[str, Any]) -> Scorer:
     def score(text: str) -> float:
         return float(len(read_words(text)))
 
-    return score
+    return each(score)
 
 
-KINDS: dict[str, Callable[[dict[str, Any]], Callable[[str], float]]] = {
+def logits_metric(definition: dict[str, Any]) -> Scorer:
+    question, yes, no = (definition[key] for key in ("question", "yes", "no"))
+    if not all(isinstance(text, str) and text.strip() for text in (question, yes, no)) or yes == no:
+        raise ValueError("'question', 'yes' and 'no' must be texts, the last two different")
+    return lambda loaded, answers: log_odds(loaded, answers, question, yes, no)
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], Scorer]] = {
     "lexicon": lexicon_metric,
     "regex": regex_metric,
     "length": length_metric,
+    "logits": logits_metric,
 }

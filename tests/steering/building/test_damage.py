@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from steering.building.damage import Damage, accuracy_change, measure_damage, option_scores, tokenise_question
+from steering.building.choosing import option_scores
+from steering.building.damage import Damage, accuracy_change, measure_damage, tokenise_question
 from steering.building.generation import steered_everywhere
 from steering.building.questions import NeutralText, Question, neutral_text, read_questions
 from steering.errors import InvalidRequest
@@ -37,11 +38,12 @@ def test_options_score_as_in_one_plain_pass(
     loaded = tiny_model(family)
     torch.manual_seed(0)
     deltas = {1: size * torch.randn(loaded.identity.hidden_size)} if size else {}
-    choices = [tokenise_question(loaded, question) for question in QUESTIONS]
+    choices = [tokenise_question(loaded, question).choice for question in QUESTIONS]
     with torch.no_grad(), steered_everywhere(loaded, deltas):
         found = option_scores(loaded, choices)
-        expected = [log_probability(loaded, c.prompt, option) for c in choices for option in c.options]
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        expected = [[log_probability(loaded, c.prompt, option) for option in c.options] for c in choices]
+    for own, plain in zip(found, expected, strict=True):
+        assert own == pytest.approx(plain, rel=1e-3, abs=1e-4)
 
 
 def test_loss_and_accuracy_are_those_of_the_passages_and_questions(llama: LoadedModel) -> None:
@@ -52,7 +54,7 @@ def test_loss_and_accuracy_are_those_of_the_passages_and_questions(llama: Loaded
         losses = [llama.model(torch.tensor([i]), labels=torch.tensor([i])).loss * (len(i) - 1) for i in ids]
     assert found.losses == pytest.approx([float(loss) for loss in losses], rel=1e-4)
     assert found.loss == pytest.approx(float(sum(losses)) / sum(len(i) - 1 for i in ids), rel=1e-4)
-    choices = [tokenise_question(llama, question) for question in QUESTIONS]
+    choices = [tokenise_question(llama, question).choice for question in QUESTIONS]
     scores = [[log_probability(llama, c.prompt, option) for option in c.options] for c in choices]
     right = tuple(s.index(max(s)) == q.answer for s, q in zip(scores, QUESTIONS, strict=True))
     assert found.correct == right * 5

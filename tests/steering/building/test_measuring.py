@@ -22,7 +22,7 @@ from steering.building.measuring import (
     with_damage,
 )
 from steering.building.metrics import read_metric
-from steering.building.pairs import TokenisedPair
+from steering.building.pairs import TokenisedPair, TokenSequence, tokenise_prompt, tokenise_text
 from steering.building.reporting import report
 from steering.errors import InvalidPairs, InvalidRequest
 from steering.kernel import renormalised_add
@@ -246,11 +246,31 @@ def test_distinct_bigrams_fall_with_repetition() -> None:
     ],
 )
 def test_metrics_count_what_they_say(
-    tmp_path: Path, definition: dict[str, object], text: str, expected: float
+    llama: LoadedModel, tmp_path: Path, definition: dict[str, object], text: str, expected: float
 ) -> None:
     path = tmp_path / "metric.json"
     path.write_text(json.dumps({"name": "m", "metric": definition}))
-    assert read_metric(path).score(text) == expected
+    assert read_metric(path).score(llama, [text, text]) == [expected] * 2
+
+
+def test_the_models_own_logits_score_an_answer(llama: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "metric.json"
+    definition = {"kind": "logits", "question": "Is it kind?", "yes": "Yes", "no": "Not"}
+    path.write_text(json.dumps({"name": "kind", "metric": definition}))
+    answers = ["Of course.", "No.", ""]
+    expected = []
+    for answer in answers:
+        messages = [{"role": "user", "content": f"{answer}\n\nIs it kind?"}]
+        prompt = tokenise_prompt(llama, messages)
+        sums = []
+        for text in ("Yes", "Not"):
+            option = tokenise_text(llama, text)
+            sequence = TokenSequence(prompt + option, len(prompt))
+            sums.append(mean_log_probabilities(llama, [sequence], {})[0] * len(option))
+        expected.append(sums[0] - sums[1])
+    metric = read_metric(path)
+    assert metric.score(llama, answers) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert metric.direction == 1
 
 
 @pytest.mark.parametrize(
@@ -260,6 +280,8 @@ def test_metrics_count_what_they_say(
         "[]",
         '{"name": "m"}',
         '{"name": "m", "metric": {"kind": "loud"}}',
+        '{"name": "m", "metric": {"kind": "logits", "question": "q", "yes": "a", "no": "a"}}',
+        '{"name": "m", "metric": {"kind": "logits", "question": "q", "yes": "a"}}',
         '{"name": "m", "metric": {"kind": "regex", "positive": ["("], "negative": []}}',
     ],
 )
