@@ -31,11 +31,13 @@ def embed(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
 
 
 def embed_ablated(loaded: LoadedModel, sequence: TokenSequence, baseline: Tensor | None) -> Tensor:
-    """Return embeddings [length, hidden_size] with the baseline [hidden_size] at the ablated positions."""
+    """Return embeddings [length, hidden_size] with the baseline [hidden_size] at the ablated positions.
+
+    None: they keep their own, and nothing attends to them; see steering.building.activations.
+    """
     embeddings = embed(loaded, sequence.ids)
-    if not sequence.ablated:
+    if not sequence.ablated or baseline is None:
         return embeddings
-    assert baseline is not None
     embeddings = embeddings.clone()
     embeddings[list(sequence.ablated)] = baseline.to(embeddings.dtype)
     return embeddings
@@ -66,3 +68,11 @@ BASELINES: dict[str, Callable[[LoadedModel], Tensor]] = {
     "zero": zero_embedding,
     "pad": pad_embedding,
 }
+
+
+def masked(_loaded: LoadedModel) -> None:
+    """Nothing stands in for a token that is taken out: nothing attends to it."""
+
+
+# What stands in for a token that is taken out; None: it is masked.
+FILLS: dict[str, Callable[[LoadedModel], Tensor | None]] = {**BASELINES, "mask": masked}

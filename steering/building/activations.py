@@ -26,7 +26,8 @@ def mean_activations(
 
     Blocks' outputs, before the final norm also for the last block. A sequence whose start is its last
     token gives the last token's activation. Averages are taken inside the forward pass, so that memory
-    holds one block's activations of one batch. baseline: what stands in for ablated tokens.
+    holds one block's activations of one batch. baseline: what stands in for ablated tokens; None: nothing
+    attends to them, and they are not read.
     """
     batches = [sequences[i : i + BATCH_SIZE] for i in range(0, len(sequences), BATCH_SIZE)]
     pooled = [batch_means(loaded, batch, baseline) for batch in tracked(batches, stage, progress)]
@@ -35,8 +36,8 @@ def mean_activations(
 
 def batch_means(loaded: LoadedModel, batch: Sequence[TokenSequence], baseline: Tensor | None) -> Tensor:
     means: dict[int, Tensor] = {}
-    read = read_mask(loaded, batch).float()
-    weights = read / read.sum(1, keepdim=True)
+    read = read_mask(loaded, batch).float() * (1 - hidden_mask(loaded, batch, baseline).float())
+    weights = read / read.sum(1, keepdim=True).clamp(min=1)
 
     def average(layer: int, hidden: Tensor) -> None:
         means[layer] = torch.einsum("bl,blh->bh", weights, hidden.float()).cpu()
@@ -66,6 +67,15 @@ def read_mask(loaded: LoadedModel, batch: Sequence[TokenSequence]) -> Tensor:
     return (places >= starts[:, None]) & (places < lengths(loaded, batch)[:, None])
 
 
+def hidden_mask(loaded: LoadedModel, batch: Sequence[TokenSequence], baseline: Tensor | None) -> Tensor:
+    """Return the ablated tokens that nothing stands in for, bool [batch, longest]."""
+    hidden = torch.zeros_like(read_mask(loaded, batch))
+    if baseline is None:
+        for row, sequence in enumerate(batch):
+            hidden[row, list(sequence.ablated)] = True
+    return hidden
+
+
 def lengths(loaded: LoadedModel, batch: Sequence[TokenSequence]) -> Tensor:
     return torch.tensor([len(sequence.ids) for sequence in batch], device=loaded.device)
 
@@ -80,9 +90,9 @@ def run_watched(
     embeddings = [embed_ablated(loaded, sequence, baseline) for sequence in batch]
     inputs = nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
     places = torch.arange(inputs.shape[1], device=loaded.device)
-    attention = (places < lengths(loaded, batch)[:, None]).long()
+    attention = (places < lengths(loaded, batch)[:, None]) & ~hidden_mask(loaded, batch, baseline)
     with torch.no_grad(), watching(loaded.blocks, watcher):
-        loaded.model.get_decoder()(inputs_embeds=inputs, attention_mask=attention, use_cache=False)
+        loaded.model.get_decoder()(inputs_embeds=inputs, attention_mask=attention.long(), use_cache=False)
 
 
 @contextmanager

@@ -1,26 +1,34 @@
-"""Contrastive integrated gradients: how much each token speaks for the preferred answer.
+"""Contrastive gradient attribution: how much each token speaks for the preferred answer.
 
-Source: GrAInS, arXiv 2507.18043, section 3; integrated gradients, arXiv 1703.01365. Two readings of
-what is scored:
-- `shared`, the paper's text: the prompt's tokens, by log p(preferred) - log p(dispreferred) given it;
-- `response`, the authors' code: each answer's tokens, by that answer's own log-probability. Where the code
-  looks at the last token's log-probability only, we sum over the answer.
+Source: GrAInS, arXiv 2507.18043, section 3; integrated gradients, arXiv 1703.01365; expected gradients,
+arXiv 1906.10670; SmoothGrad, arXiv 1706.03825. What is scored, by which objective:
+- `attribute_prompt`, the paper's text: the prompt's tokens, by log p(preferred) - log p(dispreferred);
+- `attribute_answer`, the authors' code: an answer's tokens, by the answer's own log-probability;
+- `attribute_demonstration`, ours: the tokens of an answer that stands in the conversation as an example, by
+  how much likelier it makes another pair's preferred answer than its dispreferred one.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from steering.building.ablation import embed
 from steering.building.pairs import TokenisedPair, TokenSequence
+from steering.building.paths import NODES, Path
 from steering.loading import LoadedModel
 
-STEPS_AT_A_TIME = 16
+# The completeness gap that an attribution must reach, and the gradients after which it may end without.
+TOLERANCE, STEPS, MOST_STEPS = 0.05, 16, 512
+# Tokens in one forward pass: what bounds the memory of gradients.
+BATCH_TOKENS = 1024
+SMOOTH_NOISE = 0.1
 
+Method = Literal["integrated", "expected", "smooth", "gradient"]
 # Maps inputs [steps, length, hidden_size] to scores [steps], differentiably.
 Objective = Callable[[Tensor], Tensor]
 
@@ -29,106 +37,247 @@ Objective = Callable[[Tensor], Tensor]
 class Attribution:
     """Each token's share of the change of the objective from the baseline to the input.
 
-    scores: float32 [length]; change: that difference; gap: how far the scores' sum misses it, relative to it.
+    scores: float32 [length]; change: that difference; gap: how far the scores' sum misses it, relative to it;
+    steps: gradients that were taken.
     """
 
     scores: Tensor
     change: float
     gap: float
+    steps: int
 
 
-def integrated_gradients(objective: Objective, inputs: Tensor, baseline: Tensor, steps: int) -> Attribution:
-    """Return the attribution of inputs [length, hidden_size] along the straight path from the baseline.
+@dataclass(frozen=True, slots=True)
+class AttributionOptions:
+    """How gradients become scores.
 
-    baseline broadcasts against inputs. The integral is a Gauss-Legendre quadrature of `steps` points.
+    method: `integrated` along the straight path from the baseline; `expected`, integrated from several
+    baselines drawn from the embedding table; `smooth`, the gradient averaged over noisy inputs; `gradient`,
+    at the input. The last two are multiplied by input minus baseline.
+    steps: gradients to begin with. tolerance: the completeness gap to reach by halving the rough parts of
+    the path; infinite: one Gauss-Legendre rule of `steps`. most_steps: where the halving ends.
+    samples: of baselines. noise: its deviation, a share of the inputs' root mean square.
+    batch_tokens: tokens in one forward pass.
     """
-    start = baseline.float().expand_as(inputs)
-    difference = inputs.float() - start
-    gradient = torch.zeros_like(difference)
-    for positions, weights in quadrature(steps):
-        points = start + torch.as_tensor(positions, device=inputs.device)[:, None, None] * difference
-        gradients = gradients_at(objective, points.to(inputs.dtype))
-        gradient += torch.einsum("s,slh->lh", torch.as_tensor(weights, device=inputs.device), gradients)
-    scores = (gradient * difference).sum(-1)
-    with torch.no_grad():
-        ends = objective(torch.stack([start, inputs.float()]).to(inputs.dtype)).float()
-    change = float(ends[1] - ends[0])
-    return Attribution(scores.cpu(), change, abs(float(scores.sum()) - change) / max(abs(change), 1e-6))
+
+    method: Method = "integrated"
+    steps: int = STEPS
+    tolerance: float = TOLERANCE
+    most_steps: int = MOST_STEPS
+    samples: int = 4
+    noise: float = SMOOTH_NOISE
+    batch_tokens: int = BATCH_TOKENS
 
 
-def quadrature(steps: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the Gauss-Legendre positions in 0..1 and weights, in portions that run as one batch."""
-    positions, weights = np.polynomial.legendre.leggauss(steps)
-    portions = -(-steps // STEPS_AT_A_TIME)
-    places = np.array_split(((positions + 1) / 2).astype(np.float32), portions)
-    return list(zip(places, np.array_split((weights / 2).astype(np.float32), portions), strict=True))
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """An objective, the embeddings [length, hidden_size] it is asked about, and the tokens of one pass."""
 
-
-def gradients_at(objective: Objective, points: Tensor) -> Tensor:
-    with torch.enable_grad():
-        points.requires_grad_(True)
-        return torch.autograd.grad(objective(points).sum(), points)[0].float()
+    objective: Objective
+    inputs: Tensor
+    tokens: int
 
 
 def attribute_answer(
-    loaded: LoadedModel, sequence: TokenSequence, baseline: Tensor, steps: int
+    loaded: LoadedModel,
+    sequence: TokenSequence,
+    baseline: Tensor,
+    options: AttributionOptions = AttributionOptions(),
+    last_token: bool = False,
 ) -> Attribution:
-    """Return the scores of the answer's tokens, [answer length], for log p(answer | prompt)."""
-    inputs = embed(loaded, sequence.ids[sequence.start :])
-    return integrated_gradients(answer_objective(loaded, sequence), inputs, baseline, steps)
+    """Return the scores of the answer's tokens, [answer length], for log p(answer | prompt).
 
-
-def attribute_prompt(loaded: LoadedModel, pair: TokenisedPair, baseline: Tensor, steps: int) -> Attribution:
-    """Return the scores of the prompt's tokens, [prompt length], for the difference of log-probabilities."""
-    preferred = continuation_objective(loaded, pair.preferred)
-    dispreferred = continuation_objective(loaded, pair.dispreferred)
-
-    def contrast(points: Tensor) -> Tensor:
-        return preferred(points) - dispreferred(points)
-
-    return integrated_gradients(contrast, embed(loaded, pair.prompt), baseline, steps)
-
-
-def answer_objective(loaded: LoadedModel, sequence: TokenSequence) -> Objective:
-    """Return log p(answer | prompt) as a function of the answer's embeddings.
-
-    The prompt never changes, so it runs once and its keys and values are reused. The first answer token
-    is left out: nothing in the answer comes before it, so its term is a constant.
+    The first answer token's own term is left out: nothing in the answer comes before it. last_token: only
+    the last token's log-probability is the objective.
     """
-    answer = torch.tensor(sequence.ids[sequence.start :], device=loaded.device)
-    prompt = torch.tensor([sequence.ids[: sequence.start]], device=loaded.device)
-    with torch.no_grad():
-        cache = loaded.model.get_decoder()(input_ids=prompt, use_cache=True).past_key_values
+    end = len(sequence.ids)
+    targets = range(end - 1 if last_token else sequence.start + 1, end)
+    return attribute(
+        loaded, question(loaded, sequence.ids, range(sequence.start, end), targets), baseline, options
+    )
+
+
+def attribute_sequence(
+    loaded: LoadedModel,
+    sequence: TokenSequence,
+    baseline: Tensor,
+    options: AttributionOptions = AttributionOptions(),
+) -> Attribution:
+    """Return the scores of prompt and answer, [length], for the log-probability of the last token alone.
+
+    What the authors' code scores.
+    """
+    end = len(sequence.ids)
+    return attribute(
+        loaded, question(loaded, sequence.ids, range(end), range(end - 1, end)), baseline, options
+    )
+
+
+def attribute_prompt(
+    loaded: LoadedModel,
+    pair: TokenisedPair,
+    baseline: Tensor,
+    options: AttributionOptions = AttributionOptions(),
+    last_token: bool = False,
+) -> Attribution:
+    """Return the scores of the prompt's tokens, [prompt length], for the difference of log-probabilities."""
+    moving = range(len(pair.prompt))
+    sides = [
+        question(
+            loaded, side.ids, moving, range(len(side.ids) - 1 if last_token else side.start, len(side.ids))
+        )
+        for side in (pair.preferred, pair.dispreferred)
+    ]
+    return attribute(loaded, contrast(*sides), baseline, options)
+
+
+def attribute_demonstration(
+    loaded: LoadedModel,
+    continued: TokenisedPair,
+    demonstration: range,
+    baseline: Tensor,
+    options: AttributionOptions = AttributionOptions(),
+) -> Attribution:
+    """Return the scores of the demonstration's tokens, by the log-probability per token that they lend.
+
+    continued: a pair whose prompt holds the demonstration: an earlier turn of the assistant.
+    """
+    sides = [
+        question(loaded, side.ids, demonstration, range(side.start, len(side.ids)), per_token=True)
+        for side in (continued.preferred, continued.dispreferred)
+    ]
+    return attribute(loaded, contrast(*sides), baseline, options)
+
+
+def question(
+    loaded: LoadedModel, ids: Sequence[int], moving: range, targets: range, per_token: bool = False
+) -> Question:
+    """Return the log-probability of the target tokens as a function of the moving tokens' embeddings.
+
+    What comes before never changes, so it runs once and its keys and values are reused. targets: positions
+    in ids, to its end, the first one beyond moving.start.
+    """
+    cache = None
+    if moving.start:
+        prefix = torch.tensor([ids[: moving.start]], device=loaded.device)
+        with torch.no_grad():
+            cache = loaded.model.get_decoder()(input_ids=prefix, use_cache=True).past_key_values
+    after = embed(loaded, ids[moving.stop :]) if moving.stop < len(ids) else None
+    wanted = torch.tensor(ids[targets.start :], device=loaded.device)
+    scale = 1 / len(wanted) if per_token else 1.0
 
     def objective(points: Tensor) -> Tensor:
+        inputs = points if after is None else torch.cat([points, after.expand(len(points), -1, -1)], dim=1)
         past = copy.deepcopy(cache)
-        past.batch_repeat_interleave(len(points))
-        logits = loaded.model(inputs_embeds=points, past_key_values=past, use_cache=True).logits
-        return log_probability(logits[:, :-1], answer[1:])
+        if past is not None:
+            past.batch_repeat_interleave(len(points))
+        logits = loaded.model(
+            inputs_embeds=inputs,
+            past_key_values=past,
+            use_cache=past is not None,
+            logits_to_keep=len(wanted) + 1,
+        ).logits
+        return scale * log_probability(logits[:, :-1], wanted)
 
-    return objective
+    return Question(objective, embed(loaded, ids[moving.start : moving.stop]), len(ids) - moving.start)
 
 
-def continuation_objective(loaded: LoadedModel, sequence: TokenSequence) -> Objective:
-    """Return log p(answer | prompt) as a function of the prompt's embeddings."""
-    answer = embed(loaded, sequence.ids[sequence.start :])
-    targets = torch.tensor(sequence.ids[sequence.start :], device=loaded.device)
+def contrast(towards: Question, away: Question) -> Question:
+    """Return the difference of two questions about the same embeddings."""
 
     def objective(points: Tensor) -> Tensor:
-        inputs = torch.cat([points, answer.expand(len(points), -1, -1)], dim=1)
-        logits = loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=len(targets) + 1).logits
-        return log_probability(logits[:, :-1], targets)
+        return towards.objective(points) - away.objective(points)
 
-    return objective
+    return Question(objective, towards.inputs, max(towards.tokens, away.tokens))
 
 
 def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the targets' [length] summed log-probability [steps]; logits [steps, length, vocabulary]."""
-    predicted = torch.log_softmax(logits.float(), dim=-1)
-    return predicted.gather(2, targets.expand(len(logits), -1)[..., None]).sum((1, 2))
+    logits = logits.float()
+    chosen = logits.gather(2, targets.expand(len(logits), -1)[..., None])[..., 0]
+    return (chosen - logits.logsumexp(-1)).sum(1)
+
+
+def attribute(
+    loaded: LoadedModel, asked: Question, baseline: Tensor, options: AttributionOptions
+) -> Attribution:
+    """Return the scores of the question's inputs; baseline [hidden_size] or [length, hidden_size]."""
+    at_a_time = max(1, options.batch_tokens // asked.tokens)
+    if options.method == "expected":
+        drawn = sampled_baselines(loaded, len(asked.inputs), options.samples)
+        found = [
+            integrated_gradients(asked.objective, asked.inputs, each, options, at_a_time) for each in drawn
+        ]
+        return averaged(found)
+    if options.method == "integrated":
+        return integrated_gradients(asked.objective, asked.inputs, baseline, options, at_a_time)
+    return local_gradients(asked.objective, asked.inputs, baseline, options, at_a_time)
+
+
+def integrated_gradients(
+    objective: Objective,
+    inputs: Tensor,
+    baseline: Tensor,
+    options: AttributionOptions = AttributionOptions(),
+    at_a_time: int = STEPS,
+) -> Attribution:
+    """Return the attribution of inputs [length, hidden_size] along the straight path from the baseline.
+
+    baseline broadcasts against inputs. A part of the path whose scores miss the objective's change over it is
+    halved until all that is missed, without regard to sign, is within the tolerance of the whole change.
+    """
+    path = Path(objective, inputs, baseline, at_a_time)
+    if math.isinf(options.tolerance):
+        parts, steps = path.parts([(0.0, 1.0)], options.steps), options.steps
+    else:
+        count = -(-options.steps // NODES)
+        parts, steps = path.parts([(n / count, (n + 1) / count) for n in range(count)], NODES), count * NODES
+    change = parts[-1].last - parts[0].first
+    allowed = options.tolerance * abs(change)
+    while sum(abs(part.missed) for part in parts) > allowed and steps < options.most_steps:
+        rough = [part for part in parts if abs(part.missed) > allowed / len(parts)]
+        halves = path.parts([half for part in rough for half in part.halves], NODES)
+        parts = [part for part in parts if part not in rough] + halves
+        steps += len(halves) * NODES
+    return accounted(torch.stack([part.scores for part in parts]).sum(0), change, steps)
+
+
+def local_gradients(
+    objective: Objective, inputs: Tensor, baseline: Tensor, options: AttributionOptions, at_a_time: int
+) -> Attribution:
+    """Return (input - baseline) times the gradient, at the input or averaged over noisy copies of it."""
+    path = Path(objective, inputs, baseline, at_a_time)
+    copies, deviation = 1, 0.0
+    if options.method == "smooth":
+        copies, deviation = options.steps, options.noise * float(inputs.float().pow(2).mean().sqrt())
+    scores = path.scores_around_input(copies, deviation).mean(0)
+    first, last = path.values([0.0, 1.0])
+    return accounted(scores, last - first, copies)
+
+
+def averaged(found: Sequence[Attribution]) -> Attribution:
+    scores = torch.stack([each.scores for each in found]).mean(0)
+    change = sum(each.change for each in found) / len(found)
+    return accounted(scores, change, sum(each.steps for each in found))
+
+
+def accounted(scores: Tensor, change: float, steps: int) -> Attribution:
+    return Attribution(
+        scores.cpu(), change, abs(float(scores.sum()) - change) / max(abs(change), 1e-6), steps
+    )
+
+
+def sampled_baselines(loaded: LoadedModel, length: int, samples: int) -> list[Tensor]:
+    """Return baselines [length, hidden_size] of tokens drawn from the vocabulary, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(loaded.vocabulary_size, (samples, length), generator=generator)
+    return [embed(loaded, ids.tolist()).float() for ids in drawn]
 
 
 def ablatable(loaded: LoadedModel, ids: Sequence[int]) -> list[int]:
-    """Return the prompt positions that may be taken out: no special token, and never the last one."""
+    """Return the positions that may be taken out: no special token, and neither the first nor the last one.
+
+    The first one is where attention rests that has nowhere to go; the last one is what is read.
+    """
     special = set(loaded.tokenizer.all_special_ids)
-    return [place for place, token in enumerate(ids[:-1]) if token not in special]
+    return [place for place in range(1, len(ids) - 1) if ids[place] not in special]

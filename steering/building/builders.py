@@ -2,41 +2,66 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf
 from statistics import median
 from typing import Any
 
 from torch import Tensor
 
-from steering.building.grains import GrainsOptions, grains
+from steering.building.grains import Grains, GrainsOptions, grains, told
 from steering.building.mean_difference import mean_difference
-from steering.building.pairs import TokenisedPair
+from steering.building.pairs import Pair, tokenise_pairs
 from steering.building.progress import Progress
 from steering.loading import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Directions:
-    """vectors: float32 [layers, hidden_size], of any length; parameters: what a rebuild needs to know."""
+    """vectors: float32 [layers, hidden_size], of any length; parameters: what a rebuild needs to know.
+
+    attributions: of the first pairs, for the report; see steering.building.grains.told.
+    """
 
     vectors: Tensor
     parameters: dict[str, Any] = field(default_factory=dict)
+    attributions: list[dict[str, Any]] = field(default_factory=list)
 
 
-Builder = Callable[[LoadedModel, Sequence[TokenisedPair], GrainsOptions, Progress], Directions]
+# Pairs whose attributions the report shows.
+TOLD = 6
+
+Builder = Callable[[LoadedModel, Sequence[Pair], GrainsOptions, Progress], Directions]
 
 
 def build_grains(
-    loaded: LoadedModel, pairs: Sequence[TokenisedPair], options: GrainsOptions, progress: Progress
+    loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions, progress: Progress
 ) -> Directions:
     built = grains(loaded, pairs, options, progress)
-    gap = round(median(built.gaps), 4)
-    return Directions(built.vectors, {**asdict(options), "median_completeness_gap": gap})
+    parameters = {**plain(asdict(options)), **completeness(built, options)}
+    examples = [told(loaded, *each) for each in zip(pairs[:TOLD], built.contrasts, strict=False)]
+    return Directions(built.vectors, parameters, examples)
+
+
+def completeness(built: Grains, options: GrainsOptions) -> dict[str, Any]:
+    """Return how well the attributions add up: median and largest gap, and how many miss the tolerance."""
+    missed = sum(gap > options.attribution.tolerance for gap in built.gaps)
+    return {
+        "median_completeness_gap": round(median(built.gaps), 4),
+        "largest_completeness_gap": round(max(built.gaps), 4),
+        "attributions_over_tolerance": missed,
+    }
+
+
+def plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Return nested options flat, as JSON can say them: no infinity."""
+    inner = options.pop("attribution")
+    return {key: None if value == inf else value for key, value in {**options, **inner}.items()}
 
 
 def build_mean_difference(
-    loaded: LoadedModel, pairs: Sequence[TokenisedPair], _options: GrainsOptions, progress: Progress
+    loaded: LoadedModel, pairs: Sequence[Pair], _options: GrainsOptions, progress: Progress
 ) -> Directions:
-    return Directions(mean_difference(loaded, pairs, progress))
+    return Directions(mean_difference(loaded, tokenise_pairs(loaded, pairs), progress))
 
 
 BUILDERS: dict[str, Builder] = {"grains": build_grains, "mean_difference": build_mean_difference}

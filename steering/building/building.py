@@ -115,7 +115,7 @@ def build_vectors(
     build = tokenise_pairs(loaded, split.build)
     bench = with_neutral_text(loaded, make_bench(loaded, split, metric, test_prompts, options))
     candidates = settings(loaded, options)
-    directions = BUILDERS[options.method](loaded, build, options.grains, progress)
+    directions = BUILDERS[options.method](loaded, split.build, options.grains, progress)
     norms = median_norms(loaded, [pair.preferred for pair in build])
     found = calibrate(directions.vectors, norms, bench.dev, candidates, options.bound, progress)
     deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
@@ -123,6 +123,8 @@ def build_vectors(
     calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
     used = {"used": len(pairs.pairs), "left_out": [asdict(left) for left in pairs.left_out]}
     details = {"pairs": used, **details}
+    if directions.attributions:
+        details["attributions"] = directions.attributions
     return Built(deltas, len(build), pairs.left_out, directions.parameters, calibration, evidence, details)
 
 

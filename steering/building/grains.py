@@ -1,109 +1,252 @@
 """GrAInS: the shift of the residual stream when the tokens that speak for an answer are taken out.
 
-Source: GrAInS, arXiv 2507.18043, section 3, in the two readings that steering.building.attribution explains.
-The `response` reading differs from the authors' code where measurement said so: the mean embedding stands
-for an absent token, not PAD; activations are averaged over the answer, not taken at its last token; a
-principal component gets its sign from the data.
+Source: GrAInS, arXiv 2507.18043, section 3. Readings of it, by whose tokens are scored:
+- `shared`, the paper's text: the prompt's, by the difference of both answers' log-probabilities;
+- `authors`, the authors' code: prompt and answer, by the log-probability of the answer's last token;
+- `response`: each answer's, by its log-probability;
+- `demonstration`: each answer's, by how much likelier it makes another pair's preferred answer than its
+  dispreferred one, when it stands in the conversation as an example.
+What differs from the paper by default is what measurement asked for, see docs/evidence.md; PAPER differs
+in nothing.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from steering.building.ablation import BASELINES, ablate, strongest
+from steering.building.ablation import BASELINES, FILLS, ablate, strongest
 from steering.building.activations import mean_activations
-from steering.building.attribution import Attribution, ablatable, attribute_answer, attribute_prompt
-from steering.building.pairs import TokenisedPair, TokenSequence
+from steering.building.attribution import (
+    Attribution,
+    AttributionOptions,
+    ablatable,
+    attribute_answer,
+    attribute_demonstration,
+    attribute_prompt,
+    attribute_sequence,
+)
+from steering.building.pairs import Pair, TokenSequence, tokenise_demonstration, tokenise_pairs
 from steering.building.progress import Progress, silent, tracked
+from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
+
+Reading = Literal["shared", "authors", "response", "demonstration"]
+Summary = Literal["mean", "component", "unsigned_component"]
 
 
 @dataclass(frozen=True, slots=True)
 class GrainsOptions:
-    """reading: whose tokens are scored; tokens: how many are ablated at most; steps: of the quadrature."""
+    """How directions are found.
 
-    reading: Literal["response", "shared"] = "response"
+    reading: whose tokens are scored, by what. last_token: the objective is the answers' last token alone
+    (readings `shared` and `response`). baseline: where the attribution starts; ablation: what stands in for
+    a token that is taken out. tokens: how many are taken out at most. read: the activations compared, a mean
+    over the answer or the last token's. summary: of the pairs' shifts. control: random tokens are taken out
+    instead, as many.
+    """
+
+    reading: Reading = "response"
+    last_token: bool = False
+    attribution: AttributionOptions = field(default_factory=AttributionOptions)
     baseline: Literal["mean", "zero", "pad"] = "mean"
+    ablation: Literal["mean", "zero", "pad", "mask"] = "mean"
     tokens: int = 10
-    steps: int = 12
-    summary: Literal["mean", "component"] = "mean"
+    read: Literal["answer", "last_token"] = "answer"
+    summary: Summary = "mean"
+    control: bool = False
+    seed: int = 0
+
+
+# The paper's own settings; its 20 steps are of one rule, with no check of completeness.
+PAPER = GrainsOptions(
+    reading="shared",
+    attribution=AttributionOptions(steps=20, tolerance=float("inf")),
+    baseline="zero",
+    ablation="pad",
+    tokens=10,
+    read="last_token",
+    summary="component",
+)
+PRESETS = {"default": GrainsOptions(), "paper": PAPER}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A sequence, its tokens' scores from position `first` on, and the positions that are taken out."""
+
+    sequence: TokenSequence
+    first: int
+    attribution: Attribution
+    taken: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contrast:
+    """One pair's sides: what speaks for the behaviour and what speaks against it."""
+
+    towards: Scored
+    away: Scored
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grains:
-    """vectors: float32 [layers, hidden_size]; gaps: the completeness gap of each attribution."""
+    """vectors: float32 [layers, hidden_size]; contrasts: one a pair, in order."""
 
     vectors: Tensor
-    gaps: tuple[float, ...]
+    contrasts: tuple[Contrast, ...]
 
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """Sequences for and against the behaviour, each whole and with its telling tokens ablated."""
-
-    towards: tuple[TokenSequence, TokenSequence]
-    away: tuple[TokenSequence, TokenSequence]
-    gaps: tuple[float, ...]
+    @property
+    def gaps(self) -> tuple[float, ...]:
+        """The completeness gaps of all attributions."""
+        return tuple(side.attribution.gap for each in self.contrasts for side in (each.towards, each.away))
 
 
 def grains(
     loaded: LoadedModel,
-    pairs: Sequence[TokenisedPair],
+    pairs: Sequence[Pair],
     options: GrainsOptions = GrainsOptions(),
     progress: Progress = silent,
 ) -> Grains:
-    """Return v = v_pos - v_neg at every block's output, and how well the attributions add up."""
-    baseline = BASELINES[options.baseline](loaded)
-    contrasted = contrast_answers if options.reading == "response" else contrast_prompt
-    contrasts = [
-        contrasted(loaded, pair, baseline, options) for pair in tracked(pairs, "attribution", progress)
-    ]
-    towards, away = [c.towards for c in contrasts], [c.away for c in contrasts]
-    positive, negative = shifts(loaded, towards + away, baseline, progress).split(len(pairs), dim=1)
+    """Return v = v_pos - v_neg at every block's output, and what it was made of.
+
+    Raises InvalidPairs when most attributions miss the tolerance even with the most steps.
+    """
+    scorer = Scorer(loaded, pairs, options)
+    numbers = range(len(pairs))
+    contrasts = [scorer.contrast(number) for number in tracked(numbers, "attribution", progress)]
+    vectors = contrast_vectors(loaded, contrasts, options, progress)
+    found = Grains(vectors, tuple(contrasts))
+    refuse_unfinished(found.gaps, options.attribution)
+    return found
+
+
+def refuse_unfinished(gaps: Sequence[float], options: AttributionOptions) -> None:
+    """Raise InvalidPairs if attributions that should add up mostly do not."""
+    if options.method in ("integrated", "expected") and options.tolerance < float("inf"):
+        missed = sum(gap > options.tolerance for gap in gaps)
+        if 2 * missed > len(gaps):
+            raise InvalidPairs(
+                f"{missed} of {len(gaps)} attributions miss the completeness tolerance of "
+                f"{options.tolerance:g} after {options.most_steps} steps; allow more, or another baseline"
+            )
+
+
+class Scorer:
+    """Scores the tokens of pairs and says which are taken out."""
+
+    def __init__(self, loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions) -> None:
+        self._loaded = loaded
+        self._pairs = pairs
+        self._tokenised = tokenise_pairs(loaded, pairs)
+        self._options = options
+        self._baseline = BASELINES[options.baseline](loaded)
+        self._random = random.Random(options.seed)
+
+    def contrast(self, number: int) -> Contrast:
+        return READINGS[self._options.reading](self, number)
+
+    def by_prompt(self, number: int) -> Contrast:
+        """Take out of the prompt the tokens that speak most for, and most against, the preferred answer."""
+        pair, options = self._tokenised[number], self._options
+        found = attribute_prompt(self._loaded, pair, self._baseline, options.attribution, options.last_token)
+        whole = TokenSequence(pair.prompt, len(pair.prompt) - 1)
+        places = ablatable(self._loaded, pair.prompt)
+        return Contrast(
+            self._scored(whole, 0, found, places, 1.0), self._scored(whole, 0, found, places, -1.0)
+        )
+
+    def by_sequence(self, number: int) -> Contrast:
+        """Take out of prompt and answer the tokens that speak most for the answer's last one."""
+
+        def scored(sequence: TokenSequence) -> Scored:
+            found = attribute_sequence(self._loaded, sequence, self._baseline, self._options.attribution)
+            return self._scored(sequence, 0, found, ablatable(self._loaded, sequence.ids), 1.0)
+
+        pair = self._tokenised[number]
+        return Contrast(scored(pair.preferred), scored(pair.dispreferred))
+
+    def by_answer(self, number: int) -> Contrast:
+        """Take out of each answer the tokens that speak most for it."""
+        options = self._options
+
+        def scored(sequence: TokenSequence) -> Scored:
+            found = attribute_answer(
+                self._loaded, sequence, self._baseline, options.attribution, options.last_token
+            )
+            return self._scored(sequence, sequence.start, found, range(len(found.scores)), 1.0)
+
+        pair = self._tokenised[number]
+        return Contrast(scored(pair.preferred), scored(pair.dispreferred))
+
+    def by_demonstration(self, number: int) -> Contrast:
+        """Take out of each answer the tokens that most move the next pair's answers its way."""
+        following = self._pairs[(number + 1) % len(self._pairs)]
+
+        def scored(sequence: TokenSequence, answer: str, sign: float) -> Scored:
+            continued, place = tokenise_demonstration(self._loaded, self._pairs[number], answer, following)
+            found = attribute_demonstration(
+                self._loaded, continued, place, self._baseline, self._options.attribution
+            )
+            return self._scored(sequence, sequence.start, found, range(len(found.scores)), sign)
+
+        pair, tokenised = self._pairs[number], self._tokenised[number]
+        return Contrast(
+            scored(tokenised.preferred, pair.preferred, 1.0),
+            scored(tokenised.dispreferred, pair.dispreferred, -1.0),
+        )
+
+    def _scored(
+        self, sequence: TokenSequence, first: int, found: Attribution, places: Sequence[int], sign: float
+    ) -> Scored:
+        """Choose among places, counted from `first`, those with the highest signed scores."""
+        if self._options.control:
+            taken = self._random.sample(places, min(self._options.tokens, len(places)))
+        else:
+            taken = strongest(sign * found.scores, places, self._options.tokens)
+        return Scored(sequence, first, found, tuple(sorted(first + place for place in taken)))
+
+
+READINGS: dict[str, Callable[[Scorer, int], Contrast]] = {
+    "shared": Scorer.by_prompt,
+    "authors": Scorer.by_sequence,
+    "response": Scorer.by_answer,
+    "demonstration": Scorer.by_demonstration,
+}
+
+
+def contrast_vectors(
+    loaded: LoadedModel, contrasts: Sequence[Contrast], options: GrainsOptions, progress: Progress = silent
+) -> Tensor:
+    """Return v_pos - v_neg, float32 [layers, hidden_size]."""
+    towards = [sides(contrast.towards, options) for contrast in contrasts]
+    away = [sides(contrast.away, options) for contrast in contrasts]
+    fill = FILLS[options.ablation](loaded)
+    positive, negative = shifts(loaded, towards + away, fill, progress).split(len(contrasts), dim=1)
     summarise = SUMMARIES[options.summary]
-    vectors = [summarise(p) - summarise(n) for p, n in zip(positive, negative, strict=True)]
-    return Grains(torch.stack(vectors), tuple(gap for contrast in contrasts for gap in contrast.gaps))
+    return torch.stack([summarise(p) - summarise(n) for p, n in zip(positive, negative, strict=True)])
 
 
-def contrast_answers(
-    loaded: LoadedModel, pair: TokenisedPair, baseline: Tensor, options: GrainsOptions
-) -> Contrast:
-    """Ablate in each answer the tokens that speak most for it."""
-    sides, gaps = [], []
-    for sequence in (pair.preferred, pair.dispreferred):
-        attribution = attribute_answer(loaded, sequence, baseline, options.steps)
-        places = strongest(attribution.scores, range(len(attribution.scores)), options.tokens)
-        sides.append((sequence, ablate(sequence, [sequence.start + place for place in places])))
-        gaps.append(attribution.gap)
-    return Contrast(sides[0], sides[1], tuple(gaps))
-
-
-def contrast_prompt(
-    loaded: LoadedModel, pair: TokenisedPair, baseline: Tensor, options: GrainsOptions
-) -> Contrast:
-    """Ablate in the prompt the tokens that speak most for, and most against, the preferred answer."""
-    attribution: Attribution = attribute_prompt(loaded, pair, baseline, options.steps)
-    places = ablatable(loaded, pair.prompt)
-    whole = TokenSequence(pair.prompt, len(pair.prompt) - 1)
-    sides = [
-        (whole, ablate(whole, strongest(sign * attribution.scores, places, options.tokens)))
-        for sign in (1.0, -1.0)
-    ]
-    return Contrast(sides[0], sides[1], (attribution.gap,))
+def sides(scored: Scored, options: GrainsOptions) -> tuple[TokenSequence, TokenSequence]:
+    """Return the sequence whole and with its telling tokens taken out, with what is read of both."""
+    whole = scored.sequence
+    if options.read == "last_token":
+        whole = TokenSequence(whole.ids, len(whole.ids) - 1)
+    return whole, ablate(whole, scored.taken)
 
 
 def shifts(
     loaded: LoadedModel,
     sides: Sequence[tuple[TokenSequence, TokenSequence]],
-    baseline: Tensor,
+    fill: Tensor | None,
     progress: Progress = silent,
 ) -> Tensor:
     """Return h(whole) - h(ablated), float32 [layers, sides, hidden_size]."""
     sequences = [whole for whole, _ in sides] + [ablated for _, ablated in sides]
-    whole, ablated = mean_activations(loaded, sequences, baseline, progress).split(len(sides), dim=1)
+    whole, ablated = mean_activations(loaded, sequences, fill, progress).split(len(sides), dim=1)
     return whole - ablated
 
 
@@ -111,14 +254,37 @@ def mean_row(rows: Tensor) -> Tensor:
     return rows.mean(0)
 
 
-def first_component(rows: Tensor) -> Tensor:
-    """Return the first principal component of rows [n, hidden_size], of length 1.
-
-    A component has no sign of its own: it gets the one with which the rows' mean lies on its side.
-    """
+def unsigned_component(rows: Tensor) -> Tensor:
+    """Return the first principal component of rows [n, hidden_size], of length 1, with whatever sign."""
     centred = rows - rows.mean(0)
-    component = torch.linalg.svd(centred.double(), full_matrices=False).Vh[0].to(rows.dtype)
+    return torch.linalg.svd(centred.double(), full_matrices=False).Vh[0].to(rows.dtype)
+
+
+def first_component(rows: Tensor) -> Tensor:
+    """Return the first principal component with the sign that puts the rows' mean on its side."""
+    component = unsigned_component(rows)
     return component if torch.dot(component, rows.mean(0)) >= 0 else -component
 
 
-SUMMARIES = {"mean": mean_row, "component": first_component}
+SUMMARIES = {"mean": mean_row, "component": first_component, "unsigned_component": unsigned_component}
+
+
+def told(loaded: LoadedModel, pair: Pair, contrast: Contrast) -> dict[str, Any]:
+    """Return one pair's attribution for the report: tokens, scores, and which were taken out."""
+    return {
+        "line": pair.line,
+        "prompt": pair.messages[-1]["content"],
+        "gap": round(max(contrast.towards.attribution.gap, contrast.away.attribution.gap), 4),
+        "preferred": told_side(loaded, contrast.towards),
+        "dispreferred": told_side(loaded, contrast.away),
+    }
+
+
+def told_side(loaded: LoadedModel, scored: Scored) -> dict[str, Any]:
+    scores = scored.attribution.scores.tolist()
+    ids = scored.sequence.ids[scored.first : scored.first + len(scores)]
+    return {
+        "tokens": [loaded.tokenizer.decode([token]) for token in ids],
+        "scores": [round(score, 4) for score in scores],
+        "ablated": [place - scored.first for place in scored.taken],
+    }

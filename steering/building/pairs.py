@@ -119,6 +119,33 @@ def tokenise_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> tuple[i
     return tokenise_text(loaded, rendered(loaded, messages))
 
 
+def tokenise_demonstration(
+    loaded: LoadedModel, shown: Pair, answer: str, asked: Pair
+) -> tuple[TokenisedPair, range]:
+    """Return a pair whose prompt begins with another one's prompt and `answer`, and where that answer stands.
+
+    Raises InvalidPairs where the chat template changes an earlier turn of the assistant.
+    """
+    head = tokenise_prompt(loaded, shown.messages)
+    example = tokenise_text(loaded, answer)
+    turns = [message for message in asked.messages if message["role"] != "system"]
+    if loaded.tokenizer.chat_template is None:
+        text = "".join(message["content"] + "\n" for message in turns)
+        tail = tokenise_text(loaded, "\n" + text)
+    else:
+        before = rendered(loaded, shown.messages) + answer
+        whole = rendered(loaded, [*shown.messages, {"role": "assistant", "content": answer}, *turns])
+        if not whole.startswith(before):
+            raise InvalidPairs(
+                "the model's chat template changes earlier answers; use the reading 'response'"
+            )
+        tail = tokenise_text(loaded, whole.removeprefix(before))
+    prompt = (*head, *example, *tail)
+    answers = [tokenise_text(loaded, text) for text in (asked.preferred, asked.dispreferred)]
+    continued = TokenisedPair(*(TokenSequence(prompt + answer, len(prompt)) for answer in answers))
+    return continued, range(len(head), len(head) + len(example))
+
+
 def rendered(loaded: LoadedModel, messages: Sequence[Message]) -> str:
     conversation = list(messages)
     try:

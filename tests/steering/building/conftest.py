@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from steering.building.pairs import TokenisedPair, tokenise_pairs
+from steering.building.pairs import Pair, TokenisedPair, tokenise_pairs
 from steering.building.readers import read_pairs
 from steering.loading import LoadedModel
 
@@ -41,5 +41,10 @@ def pairs_path(tmp_path: Path, pair_record: Callable[..., dict[str, Any]]) -> Pa
 
 
 @pytest.fixture
-def tokenised(llama: LoadedModel, pairs_path: Path) -> tuple[TokenisedPair, ...]:
-    return tokenise_pairs(llama, read_pairs(pairs_path).pairs)
+def raw(pairs_path: Path) -> tuple[Pair, ...]:
+    return read_pairs(pairs_path).pairs
+
+
+@pytest.fixture
+def tokenised(llama: LoadedModel, raw: tuple[Pair, ...]) -> tuple[TokenisedPair, ...]:
+    return tokenise_pairs(llama, raw)

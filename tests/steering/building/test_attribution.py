@@ -1,44 +1,66 @@
 """Attributions agree with plain autograd and account for the whole change of the objective."""
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from steering.building.ablation import BASELINES, ablate, embed, embed_ablated, strongest
 from steering.building.attribution import (
+    Attribution,
+    AttributionOptions,
+    Objective,
+    Question,
     ablatable,
-    answer_objective,
     attribute_answer,
+    attribute_demonstration,
     attribute_prompt,
-    continuation_objective,
+    attribute_sequence,
+    contrast,
     integrated_gradients,
+    question,
 )
 from steering.building.generation import mean_log_probabilities
-from steering.building.pairs import TokenisedPair
+from steering.building.pairs import Pair, TokenisedPair, TokenSequence, tokenise_demonstration, tokenise_text
 from steering.loading import LoadedModel
 
 Pairs = tuple[TokenisedPair, ...]
 
 
+def of_answer(loaded: LoadedModel, sequence: TokenSequence) -> Question:
+    end = len(sequence.ids)
+    return question(loaded, sequence.ids, range(sequence.start, end), range(sequence.start + 1, end))
+
+
+def one_rule(steps: int) -> AttributionOptions:
+    """Return options for one Gauss-Legendre rule of so many steps."""
+    return AttributionOptions(steps=steps, tolerance=math.inf)
+
+
 def test_a_linear_objective_is_attributed_exactly_in_one_step() -> None:
     torch.manual_seed(0)
     weights, inputs, baseline = torch.randn(5, 8), torch.randn(5, 8), torch.randn(8)
-    found = integrated_gradients(lambda points: (points * weights).sum((1, 2)), inputs, baseline, steps=1)
+    found = integrated_gradients(lambda points: (points * weights).sum((1, 2)), inputs, baseline, one_rule(1))
     torch.testing.assert_close(found.scores, ((inputs - baseline) * weights).sum(-1))
     assert found.gap < 1e-5
 
 
 def test_gauss_legendre_is_exact_where_the_gradient_is_a_polynomial() -> None:
     inputs = torch.tensor([[1.0], [2.0]])
-    found = integrated_gradients(lambda points: points.pow(4).sum((1, 2)), inputs, torch.zeros(1), steps=2)
+    found = integrated_gradients(
+        lambda points: points.pow(4).sum((1, 2)), inputs, torch.zeros(1), one_rule(2)
+    )
     torch.testing.assert_close(found.scores, torch.tensor([1.0, 16.0]))
     assert found.change == pytest.approx(17.0)
 
 
 def test_integrated_gradients_equal_a_loop_of_autograd(llama: LoadedModel, tokenised: Pairs) -> None:
     sequence, baseline, steps = tokenised[0].preferred, BASELINES["mean"](llama), 20
-    found = attribute_answer(llama, sequence, baseline, steps)
+    found = attribute_answer(llama, sequence, baseline, one_rule(steps))
     expected = looped_scores(llama, tokenised[0], baseline, steps)
     torch.testing.assert_close(found.scores, expected, rtol=1e-3, atol=1e-3)
 
@@ -61,18 +83,121 @@ def looped_scores(loaded: LoadedModel, pair: TokenisedPair, baseline: Tensor, st
     return scores
 
 
-def test_enough_steps_account_for_the_change_on_a_model(llama: LoadedModel, tokenised: Pairs) -> None:
+def test_scores_equal_captums_on_the_same_function(llama: LoadedModel, tokenised: Pairs) -> None:
+    sequence, baseline = tokenised[0].preferred, BASELINES["mean"](llama)
+    asked = of_answer(llama, sequence)
+    expected = IntegratedGradients(asked.objective).attribute(
+        asked.inputs[None],
+        baselines=baseline.expand_as(asked.inputs)[None],
+        n_steps=20,
+        method="gausslegendre",
+    )
+    found = attribute_answer(llama, sequence, baseline, one_rule(20))
+    torch.testing.assert_close(found.scores, expected[0].sum(-1).float(), rtol=1e-4, atol=1e-4)
+
+
+def kink(points: Tensor) -> Tensor:
+    """A function that turns sharply at a tenth of the path."""
+    return (20 * (points.sum((1, 2)) - 0.1)).tanh()
+
+
+def test_a_rough_path_is_halved_where_it_is_rough_until_the_scores_add_up() -> None:
+    inputs, baseline = torch.tensor([[0.6], [0.4]]), torch.zeros(1)
+    fixed = integrated_gradients(kink, inputs, baseline, one_rule(16))
+    adapted = integrated_gradients(kink, inputs, baseline, AttributionOptions(steps=16, tolerance=0.001))
+    assert fixed.gap > 0.001
+    assert adapted.gap < 0.001
+    assert 16 < adapted.steps < 100
+    torch.testing.assert_close(adapted.scores[0] / adapted.scores[1], torch.tensor(1.5))
+
+
+def test_the_halving_ends_with_the_most_steps_and_tells_the_gap() -> None:
+    found = integrated_gradients(
+        lambda points: (points.sum((1, 2)) > 0.3).float() + 0 * points.sum((1, 2)),
+        torch.ones(1, 1),
+        torch.zeros(1),
+        AttributionOptions(steps=8, tolerance=0.05, most_steps=24),
+    )
+    assert found.gap == pytest.approx(1.0)
+    assert found.steps == 24
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_scores_account_for_the_change_on_models(
+    tiny_model: Callable[[str], LoadedModel], tokenised: Pairs, family: str
+) -> None:
+    loaded = tiny_model(family)
+    baseline = BASELINES["mean"](loaded)
+    for pair in tokenised[:3]:
+        assert attribute_answer(loaded, pair.preferred, baseline).gap < 0.05
+
+
+def test_how_many_points_run_together_changes_nothing(llama: LoadedModel, tokenised: Pairs) -> None:
     baseline = BASELINES["mean"](llama)
-    few, many = (attribute_answer(llama, tokenised[0].preferred, baseline, steps) for steps in (2, 200))
-    assert many.gap < 0.02
-    assert many.gap < few.gap
+    few, many = (
+        attribute_answer(llama, tokenised[0].preferred, baseline, AttributionOptions(batch_tokens=tokens))
+        for tokens in (1, 4096)
+    )
+    torch.testing.assert_close(few.scores, many.scores, rtol=1e-3, atol=1e-3)
+
+
+def test_the_plain_gradient_is_the_smooth_one_without_noise(llama: LoadedModel, tokenised: Pairs) -> None:
+    baseline, sequence = BASELINES["mean"](llama), tokenised[0].preferred
+    plain = attribute_answer(llama, sequence, baseline, AttributionOptions(method="gradient"))
+    still, noisy = (
+        attribute_answer(llama, sequence, baseline, AttributionOptions(method="smooth", steps=4, noise=noise))
+        for noise in (0.0, 0.1)
+    )
+    torch.testing.assert_close(plain.scores, still.scores, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(plain.scores, noisy.scores, rtol=1e-3)
+
+
+def test_expected_gradients_average_over_sampled_baselines(llama: LoadedModel, tokenised: Pairs) -> None:
+    baseline, sequence = BASELINES["mean"](llama), tokenised[0].preferred
+    one, other = (
+        attribute_answer(llama, sequence, baseline, AttributionOptions(method="expected", samples=2))
+        for _ in range(2)
+    )
+    assert one.gap < 0.05
+    torch.testing.assert_close(one.scores, other.scores, rtol=1e-3, atol=1e-4)
+
+
+def test_the_authors_reading_scores_prompt_and_answer_by_the_last_token(
+    llama: LoadedModel, tokenised: Pairs
+) -> None:
+    sequence = tokenised[0].preferred
+    found = attribute_sequence(llama, sequence, BASELINES["mean"](llama))
+    assert found.scores.shape == (len(sequence.ids),)
+    assert abs(float(found.scores[-1])) < 1e-6, "the last token does not predict itself"
+    assert found.gap < 0.05
+
+
+def test_a_demonstration_is_scored_by_what_it_does_to_another_pairs_answers(
+    llama: LoadedModel, raw: tuple[Pair, ...]
+) -> None:
+    continued, place = tokenise_demonstration(llama, raw[0], raw[0].preferred, raw[1])
+    assert continued.prompt[place.start : place.stop] == tokenise_text(llama, raw[0].preferred)
+    found: Attribution = attribute_demonstration(llama, continued, place, BASELINES["mean"](llama))
+    assert found.scores.shape == (len(place),)
+    margins = mean_log_probabilities(llama, [continued.preferred, continued.dispreferred], {})
+    nothing = demonstrated(llama, continued, place)(BASELINES["mean"](llama).expand(1, len(place), -1))
+    assert found.change == pytest.approx(margins[0] - margins[1] - float(nothing), abs=2e-3)
+
+
+def demonstrated(loaded: LoadedModel, continued: TokenisedPair, place: range) -> Objective:
+    """Return the demonstration's objective as a function of its embeddings."""
+    preferred, dispreferred = (
+        question(loaded, side.ids, place, range(side.start, len(side.ids)), per_token=True)
+        for side in (continued.preferred, continued.dispreferred)
+    )
+    return contrast(preferred, dispreferred).objective
 
 
 def test_prompt_scores_account_for_the_difference_of_both_answers(
     llama: LoadedModel, tokenised: Pairs
 ) -> None:
     pair, baseline = tokenised[0], BASELINES["mean"](llama)
-    found = attribute_prompt(llama, pair, baseline, steps=200)
+    found = attribute_prompt(llama, pair, baseline)
     assert found.scores.shape == (len(pair.prompt),)
     assert found.gap < 0.05
 
@@ -82,16 +207,17 @@ def test_objectives_are_the_models_log_probabilities(llama: LoadedModel, tokenis
     length = len(sequence.ids) - sequence.start
     expected = mean_log_probabilities(llama, [sequence], {})[0] * length
     prompt = embed(llama, sequence.ids[: sequence.start])[None]
-    assert float(continuation_objective(llama, sequence)(prompt)) == pytest.approx(expected, rel=1e-4)
+    of_prompt = question(llama, sequence.ids, range(sequence.start), range(sequence.start, len(sequence.ids)))
+    assert float(of_prompt.objective(prompt)) == pytest.approx(expected, rel=1e-4)
     logits = llama.model(input_ids=torch.tensor([sequence.ids])).logits[0, sequence.start - 1]
     first = float(torch.log_softmax(logits, dim=-1)[sequence.ids[sequence.start]])
     answer = embed(llama, sequence.ids[sequence.start :])[None]
-    assert float(answer_objective(llama, sequence)(answer)) == pytest.approx(expected - first, rel=1e-4)
+    assert float(of_answer(llama, sequence).objective(answer)) == pytest.approx(expected - first, rel=1e-4)
 
 
 def test_an_objective_can_be_asked_twice(llama: LoadedModel, tokenised: Pairs) -> None:
     sequence = tokenised[0].preferred
-    objective = answer_objective(llama, sequence)
+    objective = of_answer(llama, sequence).objective
     answer = embed(llama, sequence.ids[sequence.start :])[None]
     assert torch.equal(objective(answer), objective(answer))
 

@@ -16,7 +16,7 @@ from steering.errors import InvalidRequest
 from steering.loading import LoadedModel
 
 OPTIONS = BuildOptions(
-    grains=GrainsOptions(tokens=2, steps=2),
+    grains=GrainsOptions(tokens=2),
     layers=((1,), (1, 2)),
     doses=(0.1, 0.2),
     bound=DamageBound(100.0, 0.0, 100.0, 1.0),

@@ -1,18 +1,21 @@
 """Directions equal what a reader would compute from the definitions."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from steering.building.ablation import BASELINES, ablate
 from steering.building.activations import mean_activations, median_norms
-from steering.building.attribution import attribute_answer
-from steering.building.grains import GrainsOptions, first_component, grains
+from steering.building.attribution import AttributionOptions, attribute_answer
+from steering.building.grains import PAPER, GrainsOptions, Scorer, first_component, grains, told
 from steering.building.mean_difference import mean_difference
-from steering.building.pairs import TokenisedPair, TokenSequence
+from steering.building.pairs import Pair, TokenisedPair, TokenSequence
+from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 
 Pairs = tuple[TokenisedPair, ...]
@@ -68,43 +71,93 @@ def test_median_norms_are_those_of_the_answers_tokens(llama: LoadedModel, tokeni
 
 
 def test_grains_is_the_shift_by_the_strongest_tokens_of_both_answers(
-    llama: LoadedModel, tokenised: Pairs
+    llama: LoadedModel, raw: tuple[Pair, ...], tokenised: Pairs
 ) -> None:
-    pairs, baseline, options = tokenised[:2], BASELINES["mean"](llama), GrainsOptions(tokens=2, steps=4)
+    baseline, options = BASELINES["mean"](llama), GrainsOptions(tokens=2)
     expected = torch.zeros(len(llama.blocks), llama.identity.hidden_size)
-    for pair in pairs:
+    for pair in tokenised[:2]:
         for sign, sequence in ((1, pair.preferred), (-1, pair.dispreferred)):
-            scores = attribute_answer(llama, sequence, baseline, 4).scores
+            scores = attribute_answer(llama, sequence, baseline).scores
             top = [sequence.start + int(place) for place in scores.topk(2).indices]
             both = mean_activations(llama, [sequence, ablate(sequence, top)], baseline)
-            expected += sign * (both[:, 0] - both[:, 1]) / len(pairs)
-    torch.testing.assert_close(grains(llama, pairs, options).vectors, expected, rtol=1e-4, atol=1e-5)
+            expected += sign * (both[:, 0] - both[:, 1]) / 2
+    torch.testing.assert_close(grains(llama, raw[:2], options).vectors, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("summary", ["mean", "component"])
-def test_the_shared_reading_changes_the_prompt_only(
-    llama: LoadedModel, tokenised: Pairs, summary: str
+SHARED, AUTHORS = GrainsOptions(reading="shared", tokens=2), GrainsOptions(reading="authors", tokens=2)
+VARIANTS = {
+    "default": GrainsOptions(tokens=2),
+    "paper": replace(PAPER, tokens=2),
+    "shared component": replace(SHARED, summary="component"),
+    "shared last token": replace(SHARED, last_token=True, read="last_token"),
+    "authors": replace(AUTHORS, read="last_token", summary="unsigned_component"),
+    "response last token": GrainsOptions(tokens=2, last_token=True),
+    "demonstration": GrainsOptions(reading="demonstration", tokens=2),
+    "masked": GrainsOptions(tokens=2, ablation="mask"),
+    "random tokens": GrainsOptions(tokens=2, control=True),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_gives_the_same_finite_direction_at_each_block_twice(
+    llama: LoadedModel, raw: tuple[Pair, ...], variant: str
 ) -> None:
-    options = GrainsOptions(reading="shared", tokens=2, steps=4, summary=summary)
-    found = grains(llama, tokenised[:4], options)
-    assert found.vectors.shape == (len(llama.blocks), llama.identity.hidden_size)
-    assert len(found.gaps) == 4
-    assert bool(found.vectors.isfinite().all())
+    first, second = (grains(llama, raw[:4], VARIANTS[variant]) for _ in range(2))
+    assert first.vectors.shape == (len(llama.blocks), llama.identity.hidden_size)
+    assert bool((first.vectors.norm(dim=-1) > 0).all())
+    assert torch.equal(first.vectors, second.vectors)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "gpt2", "mistral"])
+def test_only_what_the_reading_scores_is_taken_out(
+    llama: LoadedModel, raw: tuple[Pair, ...], tokenised: Pairs
+) -> None:
+    start = tokenised[0].preferred.start
+    for options, allowed in (
+        (SHARED, range(1, start - 1)),
+        (VARIANTS["default"], range(start, len(tokenised[0].preferred.ids))),
+        (VARIANTS["demonstration"], range(start, len(tokenised[0].preferred.ids))),
+    ):
+        contrast = Scorer(llama, raw, options).contrast(0)
+        assert set(contrast.towards.taken) <= set(allowed)
+        assert 0 < len(contrast.towards.taken) <= 2
+
+
+def test_a_masked_token_is_neither_attended_to_nor_read(llama: LoadedModel, tokenised: Pairs) -> None:
+    sequence = tokenised[0].preferred
+    place = sequence.start + 1
+    other = replace(sequence, ids=(*sequence.ids[:place], 7, *sequence.ids[place + 1 :]))
+    masked = mean_activations(llama, [ablate(sequence, [place]), ablate(other, [place])], None)
+    torch.testing.assert_close(masked[:, 0], masked[:, 1])
+    assert not torch.allclose(masked[:, 0], mean_activations(llama, [sequence])[:, 0], rtol=1e-3)
+
+
+def test_attributions_that_do_not_add_up_are_no_vector(llama: LoadedModel, raw: tuple[Pair, ...]) -> None:
+    hasty = AttributionOptions(steps=4, tolerance=1e-9, most_steps=8)
+    with pytest.raises(InvalidPairs, match="completeness tolerance"):
+        grains(llama, raw[:2], GrainsOptions(attribution=hasty))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gpt2", "mistral", "qwen3"])
 def test_grains_is_built_for_other_families(
-    tiny_model: Callable[[str], LoadedModel], tokenised: Pairs, family: str
+    tiny_model: Callable[[str], LoadedModel], raw: tuple[Pair, ...], family: str
 ) -> None:
-    found = grains(tiny_model(family), tokenised[:2], GrainsOptions(tokens=2, steps=2))
+    found = grains(tiny_model(family), raw[:2], GrainsOptions(tokens=2))
     assert bool((found.vectors.norm(dim=-1) > 0).all())
 
 
-def test_the_first_component_equals_numpys_up_to_sign() -> None:
+def test_what_is_told_of_a_pair_is_its_tokens_scores_and_choice(
+    llama: LoadedModel, raw: tuple[Pair, ...]
+) -> None:
+    side = told(llama, raw[0], Scorer(llama, raw, VARIANTS["default"]).contrast(0))["preferred"]
+    assert "".join(side["tokens"]) == raw[0].preferred
+    assert len(side["scores"]) == len(side["tokens"])
+    assert sorted(side["scores"])[-2:] == sorted(side["scores"][place] for place in side["ablated"])
+
+
+def test_the_first_component_equals_scikit_learns_up_to_sign() -> None:
     rows = torch.tensor(np.random.default_rng(0).normal(size=(20, 7)) * np.arange(1, 8), dtype=torch.float32)
     found = first_component(rows)
-    centred = rows.numpy() - rows.numpy().mean(0)
-    expected = np.linalg.svd(centred)[2][0]
+    expected = PCA(n_components=1).fit(rows.numpy()).components_[0]
     assert abs(float(np.dot(found.numpy(), expected))) == pytest.approx(1, abs=1e-5)
 
 
