@@ -11,6 +11,7 @@ from server.bench_cli import bench
 from server.build_cli import build
 from server.config import BadSettings, Settings, load_settings
 from server.doctor_cli import doctor
+from server.eval_cli import eval_profile
 from server.profiles_cli import profiles_app
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(profiles_app, name="profiles")
 app.command()(build)
+app.command("eval")(eval_profile)
 app.command()(bench)
 app.command()(doctor)
 

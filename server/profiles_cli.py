@@ -57,7 +57,7 @@ def show_profile(
     as_json: JsonOption = False,
 ) -> None:
     """Show one profile's manifest: what was built, for which model, and how well it works."""
-    name, version = _reference(profile)
+    name, version = parse_reference(profile)
     with _told():
         found = _opened(store).get(name, version)
     if as_json:
@@ -75,7 +75,7 @@ def verify_profiles(
 ) -> None:
     """Check every version of the named profiles, or of all; exit with 1 if any is bad."""
     opened = _opened(store)
-    references = [_reference(profile) for profile in profiles or []]
+    references = [parse_reference(profile) for profile in profiles or []]
     references = references or [(entry.name, None) for entry in opened.entries()]
     checks = [check for name, version in references for check in _checked(opened, name, version)]
     for label, problem in checks:
@@ -103,7 +103,7 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def _reference(text: str) -> tuple[str, int | None]:
+def parse_reference(text: str) -> tuple[str, int | None]:
     """Return the name and the version of NAME[@VERSION]."""
     name, at, version = text.partition("@")
     if not at:

@@ -12,6 +12,7 @@ SteeringError                    message, code, HTTP status, param
 ├── StoreNotWritable             500  profiles cannot be published there
 ├── ModelUnavailable             500  a model cannot be loaded
 ├── InvalidPairs                 400  the preference pairs cannot be used
+├── JudgeUnavailable             502  an evaluation's judge does not reply
 ├── GenerationFailed             500  this request's own work failed
 ├── EngineOverloaded             503  the queue is full
 └── EngineUnavailable            503  the engine is starting, draining or dead
@@ -82,6 +83,11 @@ class ModelUnavailable(SteeringError):
 class InvalidPairs(SteeringError):
     status = 400
     code = "invalid_pairs"
+
+
+class JudgeUnavailable(SteeringError):
+    status = 502
+    code = "judge_unavailable"
 
 
 class GenerationFailed(SteeringError):

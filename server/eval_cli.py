@@ -1,0 +1,84 @@
+"""The `grainserve eval` command: its options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.profiles_cli import StoreOption, parse_reference
+
+STRENGTHS = "-2,-1.5,-1,-0.5,0.5,1,1.5,2"
+
+
+def eval_profile(
+    profile: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="Newest version if none is named.")
+    ],
+    pairs: Annotated[Path | None, typer.Option(help="Held-out preference pairs.")] = None,
+    metric: Annotated[
+        Path | None, typer.Option(help="What to measure in answers, JSON; needs --test.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out prompts, JSONL; needs --metric.")] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Multiple-choice questions to measure accuracy on.", show_default="those of the package"
+        ),
+    ] = None,
+    strengths: Annotated[
+        str, typer.Option(help="Strengths to try, between commas; 1 and -1 are always tried.")
+    ] = STRENGTHS,
+    random: Annotated[int, typer.Option(min=1, help="Random directions to compare with.")] = 30,
+    output: Annotated[Path | None, typer.Option(help="Write all figures here, JSON.")] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(help="OpenAI-compatible endpoint of a judge, such as http://localhost:8000/v1."),
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's model.")] = None,
+    judge_prompt: Annotated[
+        Path | None,
+        typer.Option(help="What the judge is asked, with {prompt} and {answer}; it replies 1 to 10."),
+    ] = None,
+    judge_api_key: Annotated[
+        str | None, typer.Option(envvar="GRAINSERVE_JUDGE_API_KEY", help="Key for the judge.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model id or directory.", show_default="the embedded one")
+    ] = None,
+    store: StoreOption = None,
+    seed: Annotated[int, typer.Option(help="Draws random directions and intervals.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers that are measured.")] = 48,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="GRAINSERVE_CACHE_DIR",
+            help="Directory for converted weights.",
+            show_default="the user's cache",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Measure a published profile on held-out data: effect, damage, random directions."""
+    name, version = parse_reference(profile)
+    from server.eval_profile import EvalRequest, JudgeRequest, run_eval  # torch loads slowly
+
+    run_eval(
+        EvalRequest(
+            name=name,
+            version=version,
+            pairs=pairs,
+            metric=metric,
+            test=test,
+            questions=questions,
+            strengths=strengths,
+            random=random,
+            output=output,
+            judge=JudgeRequest(judge_url, judge_model, judge_prompt, judge_api_key),
+            model=model,
+            store=store,
+            seed=seed,
+            max_tokens=max_tokens,
+            cache_dir=cache_dir,
+            device=device,
+        )
+    )
