@@ -39,7 +39,9 @@ def build(
             envvar="GRAINSERVE_STORE", help="Directory of profiles.", show_default="the user's data directory"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Splits the pairs, draws random directions.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Splits the pairs, draws random directions.")
+    ] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers that are measured.")] = 48,
     cache_dir: Annotated[
         Path | None,

@@ -21,6 +21,10 @@ from pydantic_settings import (
 from vector_store.places import default_root
 
 PREFIX = "GRAINSERVE_"
+# The engine's first, own job is ten tokens long.
+LEAST_CONTEXT = 16
+# Beyond it float32 cannot hold the longest profile's steered activation.
+MOST_STRENGTH = 1000
 
 
 class BadSettings(Exception):
@@ -75,13 +79,17 @@ class Settings(BaseSettings):
     )
     max_batch_size: int = Field(32, ge=1, description="Requests that run in one batch.")
     max_waiting: int = Field(256, ge=0, description="Requests that may wait; more are answered with 503.")
-    max_context: int | None = Field(None, ge=1, description="Context in tokens; none: the model's.")
+    max_context: int | None = Field(
+        None, ge=LEAST_CONTEXT, description="Context in tokens; none: the model's."
+    )
     prefill_chunk: int | None = Field(None, ge=1, description="Prompt tokens a step while others decode.")
     kv_cache_gb: float | None = Field(None, gt=0, description="Memory for the KV cache.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of the model on a CPU.")
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body.")
-    max_strength: float = Field(4.0, ge=0, description="Largest steering strength, either sign.")
+    max_strength: float = Field(
+        4.0, ge=0, le=MOST_STRENGTH, description="Largest steering strength, either sign."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
     )

@@ -59,6 +59,16 @@ class BodyRefused(InvalidRequest):
         self.cause = cause
 
 
+# What callers write whose other client, or whose reading of an answer, says it so.
+LIST_HINT = ' such as {"profile": "cheerful"}; a string of several is \'cheerful+formal\''
+HINTS = {
+    "extra_body": "; it is an argument of OpenAI's Python client: send what it holds beside 'model'",
+    "profile": '; write "steering": {"profile": ...}',
+    "strength": '; write "steering": {"profile": ..., "strength": ...}',
+    "version": "; a version is part of the profile: 'cheerful@1'",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error as it goes out: OpenAI's object, an HTTP status, and headers."""
@@ -124,11 +134,12 @@ def described(details: list[ErrorDetails]) -> Iterator[str]:
 
 def message_of(detail: ErrorDetails) -> str:
     if detail["type"] == "extra_forbidden":
-        return f"unknown field{nearest(str(detail['loc'][-1]), known_beside(detail['loc']))}"
+        name = str(detail["loc"][-1])
+        return f"unknown field{HINTS.get(name) or nearest(name, known_beside(detail['loc']))}"
     if detail["type"] == "missing":
         return "required"
     if detail["type"] == "model_type":
-        return "must be an object"
+        return f"must be an object{LIST_HINT if detail['loc'][:1] == ('steering',) else ''}"
     return detail["msg"]
 
 

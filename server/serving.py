@@ -118,7 +118,7 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind(address)
         except OSError as error:
             raise CannotServe(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port (make serve: PORT=...)"
             ) from error
         yield listener
 
@@ -163,7 +163,7 @@ def announce(app: FastAPI, listener: socket.socket) -> None:
 def example(address: str, model: str, profiles: list[str], keyed: bool) -> str:
     steering = {"steering": {"profile": profiles[0], "strength": 1.0}} if profiles else {}
     message = {"role": "user", "content": "How was your day?"}
-    body = json.dumps({"model": model, "messages": [message], "max_tokens": 64, **steering})
+    body = json.dumps({"model": model, "messages": [message], "max_tokens": 64, "temperature": 0, **steering})
     key = " -H 'Authorization: Bearer <key>'" if keyed else ""
     quoted_body = body.replace("'", "'\\''")
     return f"curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{quoted_body}'"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import to_json
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from server.disconnects import ClientLeft, while_connected
 from server.problems import problem_of
@@ -15,6 +15,10 @@ from steering.errors import SteeringError
 
 logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
+
+
+async def nobody() -> Message:
+    return {"type": "http.disconnect"}
 
 
 def framed(body: bytes) -> bytes:
@@ -48,11 +52,20 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send_all(send))
+            old = scope["http_version"] == "1.0"
+            await while_connected(receive, self._send_whole(send) if old else self._send_all(send))
         except (ClientLeft, OSError):
             pass  # nobody is left to be told
         finally:
             await self._close()
+
+    async def _send_whole(self, send: Send) -> None:
+        """Send all events at once, with their length: HTTP/1.0 knows no chunks."""
+        async with aclosing(self._events) as events:
+            body = b"".join([event async for event in events])
+        await Response(body, self.status_code, {"cache-control": "no-cache"}, self.media_type)(
+            {"type": "http"}, nobody, send
+        )
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

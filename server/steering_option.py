@@ -184,7 +184,7 @@ def asked_in_headers(headers: Headers) -> list[AskedTerm] | None:
 def refuse_unknown_headers(headers: Headers) -> None:
     """Refuse a header that is nearly one of ours, rather than run without what it asked for."""
     for name in headers:
-        if name.startswith(("x-steering", "x_steering")) and name not in HEADERS:
+        if "steering" in name and name not in HEADERS:
             near = get_close_matches(name, HEADERS, n=1, cutoff=0.0)[0]
             raise InvalidSteering(
                 f"there is no header {quoted(name)}; did you mean {HEADERS[near]}?", name[:200]

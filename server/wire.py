@@ -149,8 +149,8 @@ class ChatRequest(Wire):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=SEEDS)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=SEEDS)] | None = None
     stop: Stop | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=1024, fail_fast=True)] | None = None
     ignore_eos: bool | None = None

@@ -26,6 +26,8 @@ VECTORS = "vectors.safetensors"
 LARGEST_MANIFEST = 1 << 20
 LARGEST_VECTORS = 256 << 20
 HEADER_ROOM = 1 << 20
+# Lengths of a delta; activations are 1 to 100,000 long.
+SHORTEST, LONGEST = 1e-4, 1e9
 
 _attachment = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -154,10 +156,12 @@ def _check_header(manifest: Manifest, content: bytes) -> None:
 
 
 def _check_length(layer: int, delta: Tensor) -> None:
-    """Refuse what cannot be added and renormalised: no direction, or a length that float32 cannot hold."""
+    """Refuse what cannot be added and renormalised in float32, at any strength and beside other terms."""
     length = torch.linalg.vector_norm(delta).item()
-    if not 0.0 < length < float("inf"):
-        raise ValueError(f"layer.{layer} has length {length}, which must be finite and above zero")
+    if not SHORTEST <= length <= LONGEST:
+        raise ValueError(
+            f"layer.{layer} has length {length:g}, which must be between {SHORTEST:g} and {LONGEST:g}"
+        )
 
 
 def _largest_vectors(manifest: Manifest) -> int:

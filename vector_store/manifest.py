@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, mo
 
 from steering.types import ModelIdentity, Positions
 
+MOST_DESCRIPTION = 2000
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -51,7 +52,7 @@ class Manifest(Record):
     schema_version: Literal[1] = 1
     name: str = Field(pattern=NAME_PATTERN)
     version: int = Field(default=1, ge=1)
-    description: str = Field(default="", max_length=2000)
+    description: str = Field(default="", max_length=MOST_DESCRIPTION)
     model: ModelRecord
     operation: Literal["add_renormalised"] = "add_renormalised"
     site: Literal["block_output"] = "block_output"

@@ -17,7 +17,7 @@ from torch import Tensor
 from steering.errors import ProfileCorrupt, StoreNotWritable
 from vector_store import artifact
 from vector_store.manifest import Manifest
-from vector_store.names import is_name, quoted
+from vector_store.names import is_name, is_version, quoted
 from vector_store.store import Profile
 
 STAGING = ".tmp-"
@@ -39,6 +39,10 @@ def publish(
     with _explained(root), _locked(root):
         _sweep(root)
         version = next_version()
+        if not is_version(str(version)):
+            raise StoreNotWritable(
+                f"there is no version after {version - 1}; remove that one, or take another name"
+            )
         with _staged(home) as staging:
             artifact.write(staging, manifest.model_copy(update={"version": version}), deltas, attachments)
             profile = artifact.read_as(staging, manifest.name, version)

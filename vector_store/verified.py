@@ -13,7 +13,7 @@ from vector_store.store import Profile
 MOST_VERDICTS = 1 << 16
 
 FileSeal = tuple[int, int, int, int]
-Seal = tuple[FileSeal | None, FileSeal | None]
+Seal = tuple[FileSeal | None, FileSeal | None, tuple[bool, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,8 @@ class VerifiedProfiles:
 
 
 def _seal(path: Path) -> Seal:
-    return _file_seal(path / artifact.MANIFEST), _file_seal(path / artifact.VECTORS)
+    links = path.is_symlink(), path.parent.is_symlink()
+    return _file_seal(path / artifact.MANIFEST), _file_seal(path / artifact.VECTORS), links
 
 
 def _file_seal(path: Path) -> FileSeal | None:

@@ -3,12 +3,14 @@
 import json
 import time
 import uuid
+from collections import Counter
 from functools import partial
 
 from anyio import to_thread
 from fastapi import APIRouter
 from pydantic import ValidationError
 from pydantic_core import to_json
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +22,7 @@ from server.service import Service, service_of
 from server.sse import EventStream, framed_all
 from server.translate import Run
 from server.wire import ChatRequest
-from steering.errors import InvalidRequest
+from steering.errors import InvalidRequest, InvalidSteering
 from vector_store.names import quoted
 
 router = APIRouter()
@@ -53,9 +55,19 @@ async def read_run(request: Request, service: Service) -> Run:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise WrongContentType("send the body as JSON, with 'Content-Type: application/json'")
+    refuse_query(request.query_params)
     body = await request.body()
     # Few at a time: a body of megabytes takes seconds and hundreds of megabytes to tokenise.
     return await to_thread.run_sync(translated, body, request, service, limiter=service.translating)
+
+
+def refuse_query(query: QueryParams) -> None:
+    """Refuse steering in the address, rather than run without what it asked for."""
+    for name in query:
+        if "steering" in name.lower():
+            raise InvalidSteering(
+                f"{quoted(name)} stands in the address; send 'steering' in the body", name[:200]
+            )
 
 
 def translated(body: bytes, request: Request, service: Service) -> Run:
@@ -76,7 +88,6 @@ def refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """Refuse an object that says a key twice: the last one would win without a word."""
     read = dict(pairs)
     if len(read) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise InvalidRequest(f"{quoted(repeated)} stands twice in one object; say it once", repeated[:200])
     return read

@@ -140,7 +140,11 @@ def refuse_overlap(pairs: PairsFile, test_prompts: Sequence[Conversation]) -> No
 
 
 def split_pairs(pairs: PairsFile, seed: int, with_test: bool) -> Split:
-    """Return the pairs, shuffled by the seed, in disjoint parts; two thirds, at most BUILD_PAIRS, build."""
+    """Return the pairs, shuffled by the seed, in disjoint parts; at most BUILD_PAIRS build.
+
+    Without a test among the pairs two thirds of them build, else half; of what is held out then, two thirds
+    are the test.
+    """
     count = len(pairs.pairs)
     if count < FEWEST_PAIRS:
         left_out = f"; left out: {describe_left_out(pairs.left_out)}" if pairs.left_out else ""
@@ -148,9 +152,9 @@ def split_pairs(pairs: PairsFile, seed: int, with_test: bool) -> Split:
             f"{count} pairs are too few to build and calibrate on; {FEWEST_PAIRS} is the least{left_out}"
         )
     shuffled = random.Random(seed).sample(pairs.pairs, count)
-    build = min(BUILD_PAIRS, 2 * count // 3)
+    build = min(BUILD_PAIRS, count // 2 if with_test else 2 * count // 3)
     held_out = shuffled[build:]
-    dev = len(held_out) // 2 if with_test else min(DEV_ITEMS, len(held_out))
+    dev = min(DEV_ITEMS, len(held_out) // 3 if with_test else len(held_out))
     return Split(tuple(shuffled[:build]), tuple(held_out[:dev]), tuple(held_out[dev:]))
 
 

@@ -77,6 +77,8 @@ def read_prompts(path: Path) -> tuple[tuple[Message, ...], ...]:
         if not isinstance(prompt, str) or not prompt.strip():
             raise InvalidPairs(f'{record.where}: expected {{"prompt": "some text"}}')
         prompts.append(conversation(record.where, "prompt", prompt))
+    if not prompts:
+        raise InvalidPairs(f'{path} holds no prompts; it needs one {{"prompt": "some text"}} a line')
     return tuple(prompts)
 
 

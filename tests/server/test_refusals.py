@@ -1,6 +1,7 @@
 """Requests that are refused: each with OpenAI's error object, the field's path, and a way out."""
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -246,3 +247,34 @@ def test_messages_that_cannot_fit_are_refused_before_they_are_tokenised(server: 
 def test_more_choices_than_can_ever_run_are_refused_for_good(start: Callable[..., Running]) -> None:
     error = start(max_batch_size=1, max_waiting=1).refusal(n=3)
     assert (error["status"], error["param"]) == (400, "n")
+
+
+def test_a_key_said_twice_among_very_many_is_refused_without_delay(server: Running) -> None:
+    keys = ",".join(f'"{number}": ""' for number in range(40_000))
+    body = f'{{"model": "scripted", "messages": [], "metadata": {{{keys}, "7": ""}}}}'
+    body = body.replace('"messages": []', f'"messages": {json.dumps([USER])}')
+    begin = time.perf_counter()
+    error = error_of(server.client.post(CHAT, content=body, headers={"content-type": "application/json"}))
+    assert "'7' stands twice" in error["message"]
+    assert time.perf_counter() - begin < 5
+
+
+def test_a_number_of_thousands_of_digits_is_refused_briefly(server: Running) -> None:
+    for digits in (4299, 4300):
+        body = json.dumps({**HELLO, "max_tokens": 0}).replace(": 0", f": {'9' * digits}")
+        error = error_of(server.client.post(CHAT, content=body, headers={"content-type": "application/json"}))
+        assert error["status"] == 400
+        assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"extra_body": {"steering": "cheerful"}}, "an argument of OpenAI's Python client"),
+        ({"profile": "cheerful"}, '"steering": {"profile": ...}'),
+        ({"steering": {"profile": "cheerful", "version": 1}}, "'cheerful@1'"),
+        ({"steering": ["cheerful", "concise"]}, "'cheerful+formal'"),
+    ],
+)
+def test_what_belongs_elsewhere_is_told_where(server: Running, fields: Any, hint: str) -> None:
+    assert hint in server.refusal(**fields)["message"]

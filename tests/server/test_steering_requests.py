@@ -262,3 +262,14 @@ def test_a_key_said_twice_is_refused_where_the_last_would_win(server: Running) -
     error = error_of(response)
     assert (error["status"], error["param"]) == (400, "steering")
     assert "twice" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["Steering-Profile", "X-My-Steering", "X-Steering-Profiles"])
+def test_a_header_that_seems_to_steer_is_never_ignored(server: Running, name: str) -> None:
+    response = server.client.post(CHAT, json=HELLO, headers={name: "cheerful"})
+    assert "did you mean X-Steering-Profile?" in error_of(response)["message"]
+
+
+def test_steering_in_the_address_is_never_ignored(server: Running) -> None:
+    error = error_of(server.client.post(f"{CHAT}?steering=cheerful", json=HELLO))
+    assert (error["status"], error["param"]) == (400, "steering")

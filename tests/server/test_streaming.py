@@ -1,8 +1,10 @@
 """Streams and long answers under trouble: clients that leave, engines that are full, fail or die."""
 
 import json
+import socket
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -151,3 +153,17 @@ def test_many_clients_are_served_at_once_and_get_their_own_answers(start: Any) -
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         assert list(pool.map(ask, range(32))) == [f"question {number}" for number in range(32)]
+
+
+def test_a_client_of_http_1_0_gets_the_events_whole_and_unchunked(start: Any) -> None:
+    server = start(ScriptedEngine())
+    body = json.dumps({**HELLO, "stream": True}).encode()
+    head = f"POST {CHAT} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode() + body)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    headers, _, events = answer.decode().partition("\r\n\r\n")
+    assert "transfer-encoding" not in headers.lower()
+    assert f"content-length: {len(events)}" in headers.lower()
+    assert events_of(events)[-1] == "[DONE]"

@@ -351,3 +351,15 @@ def test_unreadable_parts_of_a_profile_are_its_own_problem(unprivileged_root: Pa
         assert "Permission denied" in str(truthful.problem)
         closed.chmod(mode)
         assert store.get("truthful").vectors.version == 1
+
+
+def test_a_version_that_became_a_link_is_refused_although_it_was_read_before(
+    tmp_path: Path, publish: Publish
+):
+    path = publish(tmp_path)
+    store = LocalStore(tmp_path)
+    store.get("truthful")
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    with pytest.raises(ProfileCorrupt, match="symbolic link"):
+        store.get("truthful")

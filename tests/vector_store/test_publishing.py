@@ -267,3 +267,12 @@ def test_the_lock_dies_with_its_process(tmp_path: Path, make_manifest, make_delt
     command = [sys.executable, "-c", f"{held}; os.kill(os.getpid(), signal.SIGKILL)", str(tmp_path / ".lock")]
     assert subprocess.run(command, check=False, timeout=60).returncode == -signal.SIGKILL
     assert LocalStore(tmp_path).publish(make_manifest(), make_deltas(), {}).vectors.version == 1
+
+
+def test_after_the_last_version_that_there_can_be_nothing_is_published(
+    tmp_path: Path, make_manifest, make_deltas
+):
+    (tmp_path / "truthful" / "999999999").mkdir(parents=True)
+    with pytest.raises(StoreNotWritable, match="no version after 999999999"):
+        LocalStore(tmp_path).publish(make_manifest(), make_deltas(), {})
+    assert [each.name for each in (tmp_path / "truthful").iterdir()] == ["999999999"]

@@ -151,7 +151,8 @@ def spoil(deltas: dict[int, Tensor], how: str) -> None:
         "nan": lambda: deltas[3].fill_(float("nan")),
         "infinite": lambda: deltas[3].index_fill_(0, torch.tensor([2]), float("-inf")),
         "zero": lambda: deltas[3].zero_(),
-        "longer than float32 holds": lambda: deltas[3].fill_(1e30),
+        "too long to add up in float32": lambda: deltas[3].fill_(1e18),
+        "too short to move anything": lambda: deltas[3].fill_(1e-12),
     }
     spoilers[how]()
 
@@ -166,8 +167,9 @@ def spoil(deltas: dict[int, Tensor], how: str) -> None:
         ("empty", r"layer.3 is F32 \[0\]"),
         ("nan", "layer.3 has length nan"),
         ("infinite", "layer.3 has length inf"),
-        ("zero", "layer.3 has length 0.0"),
-        ("longer than float32 holds", "layer.3 has length inf"),
+        ("zero", "layer.3 has length 0, which must be between"),
+        ("too long to add up in float32", "layer.3 has length 2e"),
+        ("too short to move anything", "layer.3 has length 2e-"),
     ],
 )
 def test_vectors_that_cannot_steer_are_not_published(
