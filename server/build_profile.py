@@ -37,7 +37,7 @@ from steering.building.report_page import report_page
 from steering.errors import InvalidRequest, SteeringError, StoreNotWritable
 from steering.loading import LoadedModel, load_model
 from vector_store.local import open_store
-from vector_store.manifest import NAME_PATTERN, Manifest, ModelRecord, PairsRecord
+from vector_store.manifest import MOST_DESCRIPTION, NAME_PATTERN, Manifest, ModelRecord, PairsRecord
 from vector_store.places import default_root
 from vector_store.store import Profile
 
@@ -80,6 +80,7 @@ def run_build(request: BuildRequest) -> None:
         refuse_early(request)
         refuse_closed(request.store or default_root())
         options, sources = read_options(request), read_sources(request)
+        refuse_description(describe(request, sources.metric))
         cache_dir = request.cache_dir or user_cache_path("grainserve")
         loaded = load_model(request.model, cache_dir, device=request.device)
         with shown(console) as progress:
@@ -138,6 +139,11 @@ def refuse_early(request: BuildRequest) -> None:
         )
     if request.test is not None and request.metric is None:
         raise InvalidRequest("--test needs --metric: without a metric held-out pairs are the test")
+
+
+def refuse_description(description: object) -> None:
+    if not isinstance(description, str) or len(description) > MOST_DESCRIPTION:
+        raise InvalidRequest(f"the description must be a text of at most {MOST_DESCRIPTION} characters")
 
 
 def parse_layers(text: str | None) -> tuple[tuple[int, ...], ...] | None:
@@ -240,13 +246,27 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
     evidence = manifest.evidence
     if evidence:
         console.print(summary(evidence))
-        if not evidence["works"]:
-            console.print(
-                f"warning: on {evidence['items']} held-out items the effect does not stand out from no "
-                f"steering or from random directions; {ENOUGH_ITEMS} items are the least that can show it"
-            )
+        for warning in warnings(evidence):
+            console.print(f"warning: {warning}")
+    chosen = manifest.calibration
+    blocks = ", ".join(map(str, manifest.layers))
+    console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}")
     console.print(f"published {manifest.name}@{manifest.version} in {profile.path}")
     console.print(f"the report: {profile.path / 'report.html'}")
+
+
+def warnings(evidence: dict[str, Any]) -> Iterator[str]:
+    """Yield why the evidence does not show that the profile works."""
+    items, shown = evidence["items"], evidence["effect"]["low"] > 0
+    if items < ENOUGH_ITEMS:
+        yield (
+            f"{items} held-out items are too few for evidence, {ENOUGH_ITEMS} are the least; give more "
+            "pairs, or prompts of your own with --metric and --test"
+        )
+    if not shown:
+        yield "the interval of the effect holds zero: no effect was shown"
+    elif items >= ENOUGH_ITEMS and not evidence["works"]:
+        yield "a random direction of the same length did as much"
 
 
 def summary(evidence: dict[str, Any]) -> str:

@@ -118,7 +118,8 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
             listener.bind(address)
         except OSError as error:
             raise CannotServe(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another --port (make serve: PORT=...)"
+                f"cannot listen on {host}:{port}: {error.strerror}; "
+                "choose another --port (make serve: PORT=...)"
             ) from error
         yield listener
 

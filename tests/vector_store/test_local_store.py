@@ -353,9 +353,7 @@ def test_unreadable_parts_of_a_profile_are_its_own_problem(unprivileged_root: Pa
         assert store.get("truthful").vectors.version == 1
 
 
-def test_a_version_that_became_a_link_is_refused_although_it_was_read_before(
-    tmp_path: Path, publish: Publish
-):
+def test_a_version_that_became_a_link_is_refused_though_it_was_read_before(tmp_path: Path, publish: Publish):
     path = publish(tmp_path)
     store = LocalStore(tmp_path)
     store.get("truthful")

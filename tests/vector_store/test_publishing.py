@@ -269,9 +269,7 @@ def test_the_lock_dies_with_its_process(tmp_path: Path, make_manifest, make_delt
     assert LocalStore(tmp_path).publish(make_manifest(), make_deltas(), {}).vectors.version == 1
 
 
-def test_after_the_last_version_that_there_can_be_nothing_is_published(
-    tmp_path: Path, make_manifest, make_deltas
-):
+def test_after_the_last_version_there_can_be_no_other(tmp_path: Path, make_manifest, make_deltas):
     (tmp_path / "truthful" / "999999999").mkdir(parents=True)
     with pytest.raises(StoreNotWritable, match="no version after 999999999"):
         LocalStore(tmp_path).publish(make_manifest(), make_deltas(), {})
