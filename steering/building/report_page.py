@@ -15,7 +15,16 @@ Record = Mapping[str, Any]
 
 # The darkest colour of a token, at which text stays readable on a light and on a dark page.
 MOST_OPAQUE = 70
-SHOWN = {"headline", "dose_response", "random_scores", "samples", "calibration", "attributions", "controls"}
+SHOWN = {
+    "headline",
+    "dose_response",
+    "random_scores",
+    "samples",
+    "calibration",
+    "attributions",
+    "controls",
+    "pairs",
+}
 NO_DIGEST = "0" * 64
 
 
@@ -82,7 +91,7 @@ def report_page(manifest: Record, report: Record, pictures: Mapping[str, bytes])
             samples=[side_by_side(sample) for sample in report.get("samples", [])],
             trial_columns=trial_columns(report.get("calibration", [])),
             trials=trial_rows(manifest, report.get("calibration", [])),
-            facts=list(facts(manifest)),
+            facts=[*facts(manifest), *pair_facts(report.get("pairs", {}))],
             unshown=sorted(report.keys() - SHOWN),
         )
     )
@@ -203,6 +212,14 @@ def facts(manifest: Record) -> Iterator[tuple[str, str]]:
     if manifest.get("digest", NO_DIGEST) != NO_DIGEST:
         yield "vectors' SHA-256", manifest["digest"]
     yield "created", manifest.get("created", "")
+
+
+def pair_facts(pairs: Record) -> Iterator[tuple[str, str]]:
+    """Yield how many pairs of the file were used, and which were not and why."""
+    if "used" in pairs:
+        yield "pairs used", str(pairs["used"])
+    if left_out := pairs.get("left_out"):
+        yield "pairs left out", "; ".join(f"line {left['line']} ({left['reason']})" for left in left_out)
 
 
 def number(value: Any) -> str:

@@ -160,3 +160,10 @@ def test_the_page_names_what_a_rebuild_needs(manifest: Any, report: Any) -> None
     assert manifest["libraries"]["torch"] in text
     manifest["digest"] = "0" * 64
     assert "0" * 64 not in report_page(manifest, report, {})
+
+
+def test_pairs_that_were_left_out_are_told_with_their_reason(manifest: Any, report: Any) -> None:
+    report["pairs"] = {"used": 6, "left_out": [{"line": 7, "reason": "an answer is empty"}]}
+    text = Markup(report_page(manifest, report, {})).text
+    assert "line 7 (an answer is empty)" in text
+    assert "also holds" not in text
