@@ -12,6 +12,7 @@ from server.build_cli import build
 from server.config import BadSettings, Settings, load_settings
 from server.doctor_cli import doctor
 from server.eval_cli import eval_profile
+from server.explain_cli import explain
 from server.profiles_cli import profiles_app
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.add_typer(profiles_app, name="profiles")
 app.command()(build)
 app.command("eval")(eval_profile)
+app.command()(explain)
 app.command()(bench)
 app.command()(doctor)
 

@@ -1,0 +1,215 @@
+"""What `grainserve explain` does: find the pair, score its tokens, print and draw them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from platformdirs import user_cache_path
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from steering.building.attribution import STEPS, AttributionOptions
+from steering.building.explaining import Explanation, explain_pair
+from steering.building.grains import GrainsOptions
+from steering.building.highlighting import HighlightedToken, ScoredTokens, colour, highlighted, visible
+from steering.building.pairs import Pair, tokenise_pair
+from steering.building.readers import read_pairs
+from steering.building.token_heatmap import HeatmapPair, draw_pairs
+from steering.errors import InvalidPairs, InvalidRequest, SteeringError
+from steering.loading import LoadedModel, load_model
+
+PROMPT_TITLE = "blue: for the preferred answer over the dispreferred one; red: the other way round"
+LARGE_GAP = 0.1
+LEGEND = "blue speaks for, red against; underlined: what a build takes out"
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainRequest:
+    """The command's options as they were typed; see server.explain_cli."""
+
+    pairs: Path | None
+    line: int | None
+    prompt: str | None
+    preferred: str | None
+    dispreferred: str | None
+    system: str | None
+    model: str | None
+    png: Path | None
+    as_json: bool
+    steps: int
+    cache_dir: Path | None
+    device: str
+
+
+def run_explain(request: ExplainRequest) -> None:
+    """Print a pair's scored tokens, and draw them if asked; a mistake ends the command with its reason."""
+    try:
+        pair = find_pair(request)
+        refuse_unwritable(request.png)
+        loaded = load_model(
+            request.model, request.cache_dir or user_cache_path("grainserve"), device=request.device
+        )
+        parts = explain(loaded, pair, request.steps)
+        show(pair, parts, loaded, request)
+        warn(parts)
+        if request.png is not None:
+            save_png(request.png, pair, parts)
+    except SteeringError as error:
+        typer.echo(f"error: {error.message}", err=True)
+        raise typer.Exit(1) from error
+
+
+def find_pair(request: ExplainRequest) -> Pair:
+    """Return the pair that was typed, or the one on the line of the file."""
+    if request.pairs is None:
+        return typed_pair(request)
+    typed = (request.prompt, request.preferred, request.dispreferred, request.system)
+    if any(text is not None for text in typed):
+        raise InvalidRequest("name a file of pairs or type a pair, not both")
+    return pair_on_line(request.pairs, request.line)
+
+
+def typed_pair(request: ExplainRequest) -> Pair:
+    if request.line is not None:
+        raise InvalidRequest("--line needs a file of pairs")
+    prompt, preferred, dispreferred = (
+        (text or "").strip() for text in (request.prompt, request.preferred, request.dispreferred)
+    )
+    if not (prompt and preferred and dispreferred):
+        raise InvalidRequest(
+            "a pair needs --prompt, --preferred and --dispreferred; or name a file of pairs and its --line"
+        )
+    system = [{"role": "system", "content": request.system}] if request.system else []
+    return Pair(1, (*system, {"role": "user", "content": prompt}), preferred, dispreferred)
+
+
+def pair_on_line(path: Path, line: int | None) -> Pair:
+    """Return the pair that begins on the line; raises InvalidRequest with the lines that one begins on."""
+    found = read_pairs(path)
+    for pair in found.pairs:
+        if pair.line == line:
+            return pair
+    for left in found.left_out:
+        if left.line == line:
+            raise InvalidRequest(f"the pair on line {line} of {path} is not used: {left.reason}")
+    lines = [pair.line for pair in found.pairs]
+    asked = f"no pair begins on line {line}" if line is not None else "say which pair with --line"
+    between = f"; pairs begin on lines {lines[0]} to {lines[-1]}" if lines else ""
+    raise InvalidRequest(f"{asked} of {path}{between}")
+
+
+def refuse_unwritable(png: Path | None) -> None:
+    if png is not None and not png.absolute().parent.is_dir():
+        raise InvalidRequest(f"--png {png} cannot be written: there is no directory {png.parent}")
+
+
+def explain(loaded: LoadedModel, pair: Pair, steps: int) -> tuple[Explanation, ...]:
+    tokenised = tokenise_pair(loaded, pair)
+    longest = max(len(tokenised.preferred.ids), len(tokenised.dispreferred.ids))
+    if longest > loaded.context_length:
+        raise InvalidPairs(f"the pair is {longest} tokens long; the model reads {loaded.context_length}")
+    attribution = AttributionOptions(steps=min(steps, STEPS), most_steps=steps)
+    return explain_pair(loaded, tokenised, GrainsOptions(attribution=attribution))
+
+
+def show(pair: Pair, parts: Sequence[Explanation], loaded: LoadedModel, request: ExplainRequest) -> None:
+    """Print JSON if asked, colours on a terminal, and lines of token, tab, score anywhere else."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if request.as_json:
+        typer.echo(json.dumps(as_json(pair, parts, loaded), indent=2, ensure_ascii=False))
+    elif console.is_terminal:
+        print_colours(console, parts)
+    else:
+        print_lines(parts)
+
+
+def as_json(pair: Pair, parts: Sequence[Explanation], loaded: LoadedModel) -> dict[str, Any]:
+    return {
+        "model": loaded.identity.id,
+        "messages": list(pair.messages),
+        "parts": [
+            {
+                "part": part.scored.title,
+                "objective": part.objective,
+                "change": part.change,
+                "gap": part.gap,
+                "steps": part.steps,
+                "tokens": list(part.scored.tokens),
+                "scores": list(part.scored.scores),
+                "ablated": sorted(part.scored.ablated),
+            }
+            for part in parts
+        ],
+    }
+
+
+def print_lines(parts: Sequence[Explanation]) -> None:
+    for part in parts:
+        typer.echo(f"# {heading(part)}")
+        for text, score in zip(part.scored.tokens, part.scored.scores, strict=True):
+            typer.echo(f"{visible(text)}\t{score:+.4f}")
+
+
+def print_colours(console: Console, parts: Sequence[Explanation]) -> None:
+    for pair in paired(parts):
+        for part, tokens in zip(pair, highlighted([part.scored for part in pair]), strict=True):
+            console.print(heading(part), style="bold")
+            console.print(coloured(tokens))
+            console.print()
+    console.print(LEGEND)
+
+
+def heading(part: Explanation) -> str:
+    return (
+        f"{part.scored.title}: {part.objective}; {part.change:+.2f} nats from the baseline, "
+        f"completeness gap {part.gap:.1%} after {part.steps} gradients"
+    )
+
+
+def paired(parts: Sequence[Explanation]) -> tuple[Sequence[Explanation], Sequence[Explanation]]:
+    """Return what shares a scale: the prompt alone, and the two answers."""
+    return parts[:1], parts[1:]
+
+
+def coloured(tokens: Sequence[HighlightedToken]) -> Text:
+    """Return black text on the tokens' colours, which reads the same on a light and a dark terminal."""
+    text = Text()
+    for token in tokens:
+        background = Color.from_rgb(*colour(token.share))
+        style = Style(color="black", bgcolor=background, underline=token.ablated)
+        text.append(visible(token.text), style)
+        if token.text.endswith("\n"):
+            text.append("\n")
+    return text
+
+
+def save_png(path: Path, pair: Pair, parts: Sequence[Explanation]) -> None:
+    titles = (PROMPT_TITLE, f"answers to: {pair.messages[-1]['content']}")
+    groups = [
+        HeatmapPair(title, tuple(with_gap(part) for part in group))
+        for title, group in zip(titles, paired(parts), strict=True)
+    ]
+    try:
+        path.write_bytes(draw_pairs(groups, "Which tokens speak for their answer"))
+    except OSError as error:
+        raise InvalidRequest(f"--png {path} cannot be written: {error.strerror or error}") from error
+
+
+def with_gap(part: Explanation) -> ScoredTokens:
+    return replace(part.scored, title=f"{part.scored.title}, completeness gap {part.gap:.1%}")
+
+
+def warn(parts: Sequence[Explanation]) -> None:
+    """Say on standard error which scores are not to be trusted."""
+    for part in parts:
+        if part.gap > LARGE_GAP:
+            typer.echo(
+                f"warning: the {part.scored.title}'s scores miss the change that they should add up to by "
+                f"{part.gap:.0%}; ask for more --steps",
+                err=True,
+            )
