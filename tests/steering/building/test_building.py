@@ -1,7 +1,7 @@
 """A whole build gives the same vectors for the same seed, whatever it is measured by."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DamageBound
 from steering.building.grains import GrainsOptions
 from steering.building.metrics import read_metric
+from steering.building.questions import NeutralText, neutral_text
 from steering.building.readers import read_pairs, read_prompts
-from steering.errors import InvalidRequest
+from steering.errors import InvalidPairs, InvalidRequest
 from steering.loading import LoadedModel
 
 OPTIONS = BuildOptions(
@@ -22,6 +23,13 @@ OPTIONS = BuildOptions(
     bound=DamageBound(100.0, 0.0, 100.0, 1.0),
     max_tokens=4,
 )
+
+
+@pytest.fixture(autouse=True)
+def short_neutral_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a tiny build's time is the neutral text; a little of it tells as much here."""
+    short = NeutralText(neutral_text().passages[:2], neutral_text().questions[:8])
+    monkeypatch.setattr("steering.building.building.neutral_text", lambda: short)
 
 
 def build(loaded: LoadedModel, pairs: Path, options: BuildOptions = OPTIONS) -> Built:
@@ -38,10 +46,25 @@ def test_a_build_is_the_same_for_the_same_seed(llama: LoadedModel, pairs_path: P
 def test_the_report_holds_both_bounds_of_the_evidence(llama: LoadedModel, pairs_path: Path) -> None:
     built = build(llama, pairs_path)
     assert built.evidence["metric"] == "margin"
-    assert built.evidence["items"] == 2
+    assert built.evidence["items"] == 4
     assert built.evidence["effect"]["low"] <= built.evidence["effect"]["mean"]
     assert len(built.report["calibration"]) == 4
     assert json.loads(json.dumps(built.report, allow_nan=False)) == built.report
+
+
+def test_the_dose_is_stated_with_its_damage_and_its_safe_strengths(
+    llama: LoadedModel, pairs_path: Path
+) -> None:
+    built = build(llama, pairs_path)
+    assert built.calibration["safe_strengths"] == [-2.0, 2.0]
+    assert built.calibration["bound"]["loss"] == 100.0
+    chosen = max(built.report["calibration"], key=lambda trial: trial["effect"])
+    for cost in ("loss", "accuracy"):
+        assert built.calibration[cost] == chosen[cost]
+        assert built.calibration["unsteered"][cost] >= 0
+    strict = replace(OPTIONS, bound=DamageBound(100.0, 0.0, -1.0, 1.0))
+    with pytest.raises(InvalidPairs, match="damages the answers"):
+        build(llama, pairs_path, strict)
 
 
 def test_pairs_left_out_stand_in_the_report_and_change_nothing(llama: LoadedModel, pairs_path: Path) -> None:
