@@ -1,11 +1,16 @@
 """The `grainserve build` command: its options."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 Method = Literal["grains", "mean_difference"]
+
+
+def grains_option(told: str, *names: str, **bounds: Any) -> Any:
+    """Return an option of GrAInS alone; unset, the preset has it."""
+    return typer.Option(*names, help=told, rich_help_panel="GrAInS", show_default=False, **bounds)
 
 
 def build(
@@ -52,6 +57,42 @@ def build(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    preset: Annotated[
+        Literal["default", "paper"],
+        grains_option("What the options below are unless given."),
+    ] = "default",
+    reading: Annotated[
+        Literal["shared", "authors", "response", "demonstration"] | None,
+        grains_option("Whose tokens are scored, by what; see docs/design.md."),
+    ] = None,
+    last_token: Annotated[
+        bool | None, grains_option("Score by the answers' last token alone.", "--last-token/--whole-answer")
+    ] = None,
+    attribution: Annotated[
+        Literal["integrated", "expected", "smooth", "gradient"] | None,
+        grains_option("How gradients become scores."),
+    ] = None,
+    baseline: Annotated[
+        Literal["mean", "zero", "pad"] | None, grains_option("Embedding that attributions start from.")
+    ] = None,
+    steps: Annotated[int | None, grains_option("Gradients to begin with.", min=1)] = None,
+    tolerance: Annotated[
+        float | None, grains_option("Completeness gap to go on to; inf: one rule of --steps.", min=0)
+    ] = None,
+    most_steps: Annotated[int | None, grains_option("Gradients of one attribution at most.", min=1)] = None,
+    tokens: Annotated[int | None, grains_option("Tokens taken out of a side at most.", min=1)] = None,
+    ablation: Annotated[
+        Literal["mean", "zero", "pad", "mask"] | None, grains_option("What stands in for them.")
+    ] = None,
+    read: Annotated[
+        Literal["answer", "last_token"] | None, grains_option("Activations that are compared.")
+    ] = None,
+    summary: Annotated[
+        Literal["mean", "component", "unsigned_component"] | None, grains_option("Of the pairs' shifts.")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, grains_option("Tokens in one pass of an attribution; bounds memory.", min=1)
+    ] = None,
 ) -> None:
     """Build a steering profile from preference pairs, measure it, and publish it."""
     from server.build_profile import BuildRequest, run_build  # torch loads slowly; --help should not
@@ -72,5 +113,22 @@ def build(
             max_tokens=max_tokens,
             cache_dir=cache_dir,
             device=device,
+            preset=preset,
+            grains={
+                "reading": reading,
+                "last_token": last_token,
+                "baseline": baseline,
+                "tokens": tokens,
+                "ablation": ablation,
+                "read": read,
+                "summary": summary,
+            },
+            attribution={
+                "method": attribution,
+                "steps": steps,
+                "tolerance": tolerance,
+                "most_steps": most_steps,
+                "batch_tokens": batch_tokens,
+            },
         )
     )

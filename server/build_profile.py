@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ from rich.progress import Progress as ProgressBar
 from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DOSES
 from steering.building.evaluation import ENOUGH_ITEMS
+from steering.building.grains import PRESETS, GrainsOptions
+from steering.building.memo import Memo
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import LeftOut, PairsFile, describe_left_out
 from steering.building.pictures import pictures
@@ -71,24 +75,40 @@ class BuildRequest:
     max_tokens: int
     cache_dir: Path | None
     device: str
+    preset: str
+    grains: dict[str, Any]
+    attribution: dict[str, Any]
 
 
 def run_build(request: BuildRequest) -> None:
     """Publish a profile and tell about it on standard error; a mistake ends the command with its reason."""
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    with explained(console):
+    with explained(console, "nothing was published; the same command goes on from here"):
         refuse_early(request)
         refuse_closed(request.store or default_root())
         options, sources = read_options(request), read_sources(request)
         refuse_description(describe(request, sources.metric))
         cache_dir = request.cache_dir or user_cache_path("grainserve")
         loaded = load_model(request.model, cache_dir, device=request.device)
+        kept = cache_dir / "builds" / build_key(request, options, loaded)
         with shown(console) as progress:
-            built = build_vectors(loaded, sources.pairs, sources.metric, sources.prompts, options, progress)
+            built = build_vectors(
+                loaded, sources.pairs, sources.metric, sources.prompts, options, progress, Memo(kept)
+            )
         manifest = describe_profile(request, loaded, sources, options, built)
         files = attachments(manifest, built.report)
         store = open_store(request.store or default_root())
         tell(console, store.publish(manifest, built.deltas, files), built.left_out)
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def build_key(request: BuildRequest, options: BuildOptions, loaded: LoadedModel) -> str:
+    """Return what names the finished steps of this very build, and of no other."""
+    files = (request.pairs, request.metric, request.test)
+    contents = [sha256(path.read_bytes()).hexdigest() if path is not None else "" for path in files]
+    versions = sorted(library_versions().items())
+    told = (loaded.identity.fingerprint, str(loaded.model.dtype), contents, repr(options), versions)
+    return sha256(repr(told).encode()).hexdigest()[:32]
 
 
 def refuse_closed(root: Path) -> None:
@@ -123,11 +143,22 @@ def read_sources(request: BuildRequest) -> Sources:
 def read_options(request: BuildRequest) -> BuildOptions:
     return BuildOptions(
         request.method,
+        grains_options(request),
         layers=parse_layers(request.layers),
         doses=parse_doses(request.doses),
         max_tokens=request.max_tokens,
         seed=request.seed,
     )
+
+
+def grains_options(request: BuildRequest) -> GrainsOptions:
+    """Return the preset with what the command line says otherwise."""
+    options = replace(PRESETS[request.preset], seed=request.seed, **given(request.grains))
+    return replace(options, attribution=replace(options.attribution, **given(request.attribution)))
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def refuse_early(request: BuildRequest) -> None:
@@ -210,15 +241,15 @@ def library_versions() -> dict[str, str]:
 
 
 @contextmanager
-def explained(console: Console) -> Iterator[None]:
-    """End with a message instead of a traceback: 1 for a mistake, 130 for Ctrl-C."""
+def explained(console: Console, interrupted: str) -> Iterator[None]:
+    """End with a message instead of a traceback: 1 for a mistake, 130 for Ctrl-C, with what to know then."""
     try:
         yield
     except SteeringError as error:
         console.print(f"error: {error.message}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
-        console.print("interrupted; nothing was published")
+        console.print(f"interrupted; {interrupted}")
         raise typer.Exit(INTERRUPTED) from error
 
 

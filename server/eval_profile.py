@@ -88,7 +88,7 @@ class Evaluated:
 def run_eval(request: EvalRequest) -> None:
     """Print the evaluation and write it as JSON; a mistake ends the command with its reason."""
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
-    with explained(console):
+    with explained(console, "nothing was written"):
         strengths, judge = parse_strengths(request.strengths), read_judge(request.judge)
         refuse_unwritable(request.output)
         profile = open_store(request.store or default_root()).get(request.name, request.version)

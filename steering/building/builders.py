@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steering.building.grains import Grains, GrainsOptions, grains, told
 from steering.building.mean_difference import mean_difference
+from steering.building.memo import Memo
 from steering.building.pairs import Pair, tokenise_pairs
 from steering.building.progress import Progress
 from steering.loading import LoadedModel
@@ -30,13 +31,13 @@ class Directions:
 # Pairs whose attributions the report shows.
 TOLD = 6
 
-Builder = Callable[[LoadedModel, Sequence[Pair], GrainsOptions, Progress], Directions]
+Builder = Callable[[LoadedModel, Sequence[Pair], GrainsOptions, Progress, Memo], Directions]
 
 
 def build_grains(
-    loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions, progress: Progress
+    loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions, progress: Progress, memo: Memo
 ) -> Directions:
-    built = grains(loaded, pairs, options, progress)
+    built = grains(loaded, pairs, options, progress, memo)
     parameters = {**plain(asdict(options)), **completeness(built, options)}
     examples = [told(loaded, *each) for each in zip(pairs[:TOLD], built.contrasts, strict=False)]
     return Directions(built.vectors, parameters, examples)
@@ -59,7 +60,7 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_mean_difference(
-    loaded: LoadedModel, pairs: Sequence[Pair], _options: GrainsOptions, progress: Progress
+    loaded: LoadedModel, pairs: Sequence[Pair], _options: GrainsOptions, progress: Progress, _memo: Memo
 ) -> Directions:
     return Directions(mean_difference(loaded, tokenise_pairs(loaded, pairs), progress))
 

@@ -22,6 +22,7 @@ from steering.building.damage import measure_damage
 from steering.building.evaluation import evaluate
 from steering.building.grains import GrainsOptions
 from steering.building.measuring import Measure, measure_by_margin, measure_by_metric, with_damage
+from steering.building.memo import Memo, remembered
 from steering.building.metrics import Metric
 from steering.building.pairs import (
     LeftOut,
@@ -102,8 +103,11 @@ def build_vectors(
     test_prompts: Sequence[Conversation],
     options: BuildOptions = BuildOptions(),
     progress: Progress = silent,
+    memo: Memo = Memo(),
 ) -> Built:
     """Return calibrated deltas with their evidence; the same inputs and seed give the same deltas.
+
+    memo: keeps finished steps; it must be of the same model, pairs, metric, prompts and options.
 
     With a metric, dose and effect are measured on generated answers, the effect on the test prompts;
     without one, by the margin between the answers of held-out pairs.
@@ -114,8 +118,9 @@ def build_vectors(
     split = split_pairs(pairs, options.seed, with_test=metric is None)
     build = tokenise_pairs(loaded, split.build)
     bench = with_neutral_text(loaded, make_bench(loaded, split, metric, test_prompts, options))
+    bench = with_memo(bench, memo)
     candidates = settings(loaded, options)
-    directions = BUILDERS[options.method](loaded, split.build, options.grains, progress)
+    directions = BUILDERS[options.method](loaded, split.build, options.grains, progress, memo)
     norms = median_norms(loaded, [pair.preferred for pair in build])
     found = calibrate(directions.vectors, norms, bench.dev, candidates, options.bound, progress)
     deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
@@ -126,6 +131,11 @@ def build_vectors(
     if directions.attributions:
         details["attributions"] = directions.attributions
     return Built(deltas, len(build), pairs.left_out, directions.parameters, calibration, evidence, details)
+
+
+def with_memo(bench: Bench, memo: Memo) -> Bench:
+    test = remembered(bench.test, memo, "test") if bench.test is not None else None
+    return replace(bench, dev=remembered(bench.dev, memo, "dev"), test=test)
 
 
 def refuse_overlap(pairs: PairsFile, test_prompts: Sequence[Conversation]) -> None:

@@ -13,9 +13,11 @@ in nothing.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from steering.building.ablation import BASELINES, FILLS, ablate, strongest
@@ -29,8 +31,10 @@ from steering.building.attribution import (
     attribute_prompt,
     attribute_sequence,
 )
+from steering.building.memo import Memo
 from steering.building.pairs import Pair, TokenSequence, tokenise_demonstration, tokenise_pairs
 from steering.building.progress import Progress, silent, tracked
+from steering.building.token_texts import token_texts
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 
@@ -74,22 +78,30 @@ PAPER = GrainsOptions(
 PRESETS = {"default": GrainsOptions(), "paper": PAPER}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Scored:
-    """A sequence, its tokens' scores from position `first` on, and the positions that are taken out."""
+    """A sequence, its tokens' scores from position `first` on, and the positions that are taken out.
+
+    gap: the completeness gap of the scores; steps: the gradients that they took.
+    """
 
     sequence: TokenSequence
     first: int
-    attribution: Attribution
+    scores: tuple[float, ...]
+    gap: float
+    steps: int
     taken: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Contrast:
     """One pair's sides: what speaks for the behaviour and what speaks against it."""
 
     towards: Scored
     away: Scored
+
+
+CONTRAST = TypeAdapter(Contrast)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +114,7 @@ class Grains:
     @property
     def gaps(self) -> tuple[float, ...]:
         """The completeness gaps of all attributions."""
-        return tuple(side.attribution.gap for each in self.contrasts for side in (each.towards, each.away))
+        return tuple(side.gap for each in self.contrasts for side in (each.towards, each.away))
 
 
 def grains(
@@ -110,14 +122,20 @@ def grains(
     pairs: Sequence[Pair],
     options: GrainsOptions = GrainsOptions(),
     progress: Progress = silent,
+    memo: Memo = Memo(),
 ) -> Grains:
     """Return v = v_pos - v_neg at every block's output, and what it was made of.
+
+    memo: keeps each pair's attribution.
 
     Raises InvalidPairs when most attributions miss the tolerance even with the most steps.
     """
     scorer = Scorer(loaded, pairs, options)
     numbers = range(len(pairs))
-    contrasts = [scorer.contrast(number) for number in tracked(numbers, "attribution", progress)]
+    contrasts = [
+        CONTRAST.validate_python(memo.recall(f"attribution {number}", partial(scorer.told_contrast, number)))
+        for number in tracked(numbers, "attribution", progress)
+    ]
     vectors = contrast_vectors(loaded, contrasts, options, progress)
     found = Grains(vectors, tuple(contrasts))
     refuse_unfinished(found.gaps, options.attribution)
@@ -144,26 +162,35 @@ class Scorer:
         self._tokenised = tokenise_pairs(loaded, pairs)
         self._options = options
         self._baseline = BASELINES[options.baseline](loaded)
-        self._random = random.Random(options.seed)
 
     def contrast(self, number: int) -> Contrast:
         return READINGS[self._options.reading](self, number)
 
+    def told_contrast(self, number: int) -> Any:
+        return CONTRAST.dump_python(self.contrast(number), mode="json")
+
     def by_prompt(self, number: int) -> Contrast:
         """Take out of the prompt the tokens that speak most for, and most against, the preferred answer."""
         pair, options = self._tokenised[number], self._options
-        found = attribute_prompt(self._loaded, pair, self._baseline, options.attribution, options.last_token)
         whole = TokenSequence(pair.prompt, len(pair.prompt) - 1)
-        places = ablatable(self._loaded, pair.prompt)
-        return Contrast(
-            self._scored(whole, 0, found, places, 1.0), self._scored(whole, 0, found, places, -1.0)
+        found = self._found(
+            pair.prompt,
+            lambda: attribute_prompt(
+                self._loaded, pair, self._baseline, options.attribution, options.last_token
+            ),
         )
+        places = ablatable(self._loaded, pair.prompt)
+        towards, away = (self._scored(whole, 0, found, places, sign) for sign in (1.0, -1.0))
+        return Contrast(towards, away)
 
     def by_sequence(self, number: int) -> Contrast:
         """Take out of prompt and answer the tokens that speak most for the answer's last one."""
 
         def scored(sequence: TokenSequence) -> Scored:
-            found = attribute_sequence(self._loaded, sequence, self._baseline, self._options.attribution)
+            found = self._found(
+                sequence.ids,
+                lambda: attribute_sequence(self._loaded, sequence, self._baseline, self._options.attribution),
+            )
             return self._scored(sequence, 0, found, ablatable(self._loaded, sequence.ids), 1.0)
 
         pair = self._tokenised[number]
@@ -174,8 +201,11 @@ class Scorer:
         options = self._options
 
         def scored(sequence: TokenSequence) -> Scored:
-            found = attribute_answer(
-                self._loaded, sequence, self._baseline, options.attribution, options.last_token
+            found = self._found(
+                sequence.ids[sequence.start :],
+                lambda: attribute_answer(
+                    self._loaded, sequence, self._baseline, options.attribution, options.last_token
+                ),
             )
             return self._scored(sequence, sequence.start, found, range(len(found.scores)), 1.0)
 
@@ -188,8 +218,11 @@ class Scorer:
 
         def scored(sequence: TokenSequence, answer: str, sign: float) -> Scored:
             continued, place = tokenise_demonstration(self._loaded, self._pairs[number], answer, following)
-            found = attribute_demonstration(
-                self._loaded, continued, place, self._baseline, self._options.attribution
+            found = self._found(
+                sequence.ids[sequence.start :],
+                lambda: attribute_demonstration(
+                    self._loaded, continued, place, self._baseline, self._options.attribution
+                ),
             )
             return self._scored(sequence, sequence.start, found, range(len(found.scores)), sign)
 
@@ -199,15 +232,21 @@ class Scorer:
             scored(tokenised.dispreferred, pair.dispreferred, -1.0),
         )
 
+    def _found(self, tokens: Sequence[int], attribute: Callable[[], Attribution]) -> Attribution:
+        """Return the tokens' attribution; the control, which takes out whatever, needs none."""
+        return Attribution(torch.zeros(len(tokens)), 0.0, 0.0, 0) if self._options.control else attribute()
+
     def _scored(
         self, sequence: TokenSequence, first: int, found: Attribution, places: Sequence[int], sign: float
     ) -> Scored:
         """Choose among places, counted from `first`, those with the highest signed scores."""
         if self._options.control:
-            taken = self._random.sample(places, min(self._options.tokens, len(places)))
+            drawn = random.Random(f"{self._options.seed} {sign} {sequence.ids}")
+            taken = drawn.sample(places, min(self._options.tokens, len(places)))
         else:
             taken = strongest(sign * found.scores, places, self._options.tokens)
-        return Scored(sequence, first, found, tuple(sorted(first + place for place in taken)))
+        positions = tuple(sorted(first + place for place in taken))
+        return Scored(sequence, first, tuple(found.scores.tolist()), found.gap, found.steps, positions)
 
 
 READINGS: dict[str, Callable[[Scorer, int], Contrast]] = {
@@ -274,17 +313,16 @@ def told(loaded: LoadedModel, pair: Pair, contrast: Contrast) -> dict[str, Any]:
     return {
         "line": pair.line,
         "prompt": pair.messages[-1]["content"],
-        "gap": round(max(contrast.towards.attribution.gap, contrast.away.attribution.gap), 4),
+        "gap": round(max(contrast.towards.gap, contrast.away.gap), 4),
         "preferred": told_side(loaded, contrast.towards),
         "dispreferred": told_side(loaded, contrast.away),
     }
 
 
 def told_side(loaded: LoadedModel, scored: Scored) -> dict[str, Any]:
-    scores = scored.attribution.scores.tolist()
-    ids = scored.sequence.ids[scored.first : scored.first + len(scores)]
+    ids = scored.sequence.ids[scored.first : scored.first + len(scored.scores)]
     return {
-        "tokens": [loaded.tokenizer.decode([token]) for token in ids],
-        "scores": [round(score, 4) for score in scores],
+        "tokens": list(token_texts(loaded, ids)),
+        "scores": [round(score, 4) for score in scored.scores],
         "ablated": [place - scored.first for place in scored.taken],
     }

@@ -1,8 +1,9 @@
 """`grainserve build` publishes what it built, and says what is wrong before any work is done."""
 
 import json
+from inspect import signature
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import typer
@@ -10,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from server.build_cli import Method, build
 from steering.building.builders import BUILDERS
+from steering.building.grains import PRESETS, GrainsOptions
 from tests.tiny_models import save_tiny
 from vector_store.local import LocalStore
 
@@ -92,7 +94,7 @@ def test_ctrl_c_publishes_nothing(workplace: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("server.build_profile.build_vectors", interrupted)
     result = run(workplace, "--name", "stopped")
     assert result.exit_code == 130
-    assert "nothing was published" in result.stderr
+    assert "nothing was published; the same command goes on" in result.stderr
     assert not (workplace / "store" / "stopped").exists()
 
 
@@ -105,3 +107,20 @@ def test_a_report_to_look_at_lies_beside_the_vectors(workplace: Path) -> None:
     assert "Short." in (profile.path / "report.html").read_text()
     for picture in ("dose_response.png", "effect_by_block.png"):
         assert (profile.path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_presets_and_options_of_grains_are_told_in_the_manifest(workplace: Path) -> None:
+    result = run(workplace, "--name", "paper", "--preset", "paper", "--tokens", "2", "--batch-tokens", "64")
+    assert result.exit_code == 0, result.output
+    told = LocalStore(workplace / "store").get("paper").manifest.parameters
+    assert (told["reading"], told["ablation"], told["summary"]) == ("shared", "pad", "component")
+    assert (told["steps"], told["tolerance"], told["tokens"], told["batch_tokens"]) == (20, None, 2, 64)
+    assert not (workplace / "builds").exists() or not list((workplace / "builds").iterdir())
+
+
+def test_the_command_offers_every_preset_and_reading() -> None:
+    options = {each.name: each.annotation for each in signature(build).parameters.values()}
+    assert set(get_args(get_args(options["preset"])[0])) == set(PRESETS)
+    for name in ("reading", "ablation", "summary", "baseline", "read"):
+        offered = get_args(get_args(get_args(options[name])[0])[0])
+        assert set(offered) == set(get_args(get_type_hints(GrainsOptions)[name])), name

@@ -10,6 +10,7 @@ import torch
 from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DamageBound
 from steering.building.grains import GrainsOptions
+from steering.building.memo import Memo
 from steering.building.metrics import read_metric
 from steering.building.questions import NeutralText, neutral_text
 from steering.building.readers import read_pairs, read_prompts
@@ -115,3 +116,37 @@ def test_every_stage_tells_how_far_it_is(llama: LoadedModel, pairs_path: Path) -
 def test_a_block_that_is_not_there_is_refused(llama: LoadedModel, pairs_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no block 9: the model has 0 to 3"):
         build(llama, pairs_path, BuildOptions(layers=((9,),)))
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["attribution", "calibration", "evaluation"])
+def test_an_interrupted_build_goes_on_and_ends_as_an_uninterrupted_one(
+    llama: LoadedModel, pairs_path: Path, tmp_path: Path, stage: str
+) -> None:
+    memo, pairs = Memo(tmp_path / "memo"), read_pairs(pairs_path)
+
+    def stop(name: str, done: int, _total: int) -> None:
+        if (name, done) == (stage, 2):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build_vectors(llama, pairs, None, (), OPTIONS, stop, memo)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "memo").iterdir()}
+    assert kept
+    again = build_vectors(llama, pairs, None, (), OPTIONS, memo=memo)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished steps are not done twice"
+    whole = build(llama, pairs_path)
+    assert all(torch.equal(again.deltas[layer], whole.deltas[layer]) for layer in whole.deltas)
+    assert again.report == whole.report
+    assert again.evidence == whole.evidence
+
+
+def test_a_kept_step_that_is_damaged_is_done_again(tmp_path: Path) -> None:
+    memo = Memo(tmp_path)
+    assert memo.recall("a", lambda: [0.1, 1e-300]) == [0.1, 1e-300]
+    assert memo.recall("a", lambda: None) == [0.1, 1e-300]
+    next(tmp_path.iterdir()).write_text("[0.1")
+    assert memo.recall("a", lambda: 3) == 3

@@ -1,0 +1,60 @@
+"""Finished steps of a long computation on disk, so that an interrupted one goes on where it stopped."""
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from pydantic import TypeAdapter
+
+from steering.building.generation import Deltas
+from steering.building.measuring import Measure, Outcome
+
+OUTCOME = TypeAdapter(Outcome)
+
+
+class Memo:
+    """JSON values by key, one file each in a folder; without a folder nothing is remembered.
+
+    A file is complete or absent; one that cannot be read counts as absent.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+
+    def recall(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return the value kept under the key, or compute and keep it; floats come back bit for bit."""
+        if self._folder is None:
+            return compute()
+        path = self._folder / f"{sha256(key.encode()).hexdigest()}.json"
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            value = compute()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        staging = path.with_name(f"{path.name}.{uuid4().hex}")
+        staging.write_text(json.dumps(value))
+        staging.replace(path)
+        return value
+
+
+def remembered(measure: Measure, memo: Memo, items: str) -> Measure:
+    """Return the measure, which takes what it once measured from the memo; items: names what it measures."""
+
+    def recall(deltas: Deltas, fluently: bool) -> Outcome:
+        key = f"{items} {fluently} {digest_of(deltas)}"
+        kept = memo.recall(key, lambda: OUTCOME.dump_python(measure(deltas, fluently), mode="json"))
+        return OUTCOME.validate_python(kept)
+
+    return recall
+
+
+def digest_of(deltas: Deltas) -> str:
+    """Return SHA-256 over layers and values, as hexadecimal digits."""
+    digest = sha256()
+    for layer, delta in sorted(deltas.items()):
+        digest.update(f"{layer} ".encode() + delta.detach().to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
