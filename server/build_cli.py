@@ -57,6 +57,12 @@ def build(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    evidence: Annotated[
+        bool,
+        typer.Option(
+            "--evidence/--no-evidence", help="Measure effect and damage on held-out items: most of the time."
+        ),
+    ] = True,
     preset: Annotated[
         Literal["default", "paper"],
         grains_option("What the options below are unless given."),
@@ -113,6 +119,7 @@ def build(
             max_tokens=max_tokens,
             cache_dir=cache_dir,
             device=device,
+            evidence=evidence,
             preset=preset,
             grains={
                 "reading": reading,

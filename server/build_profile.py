@@ -75,6 +75,7 @@ class BuildRequest:
     max_tokens: int
     cache_dir: Path | None
     device: str
+    evidence: bool
     preset: str
     grains: dict[str, Any]
     attribution: dict[str, Any]
@@ -148,6 +149,7 @@ def read_options(request: BuildRequest) -> BuildOptions:
         doses=parse_doses(request.doses),
         max_tokens=request.max_tokens,
         seed=request.seed,
+        evidence=request.evidence,
     )
 
 
@@ -279,6 +281,8 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
         console.print(summary(evidence))
         for warning in warnings(evidence):
             console.print(f"warning: {warning}")
+    else:
+        console.print(f"nothing says yet that it works: `grainserve eval {manifest.name}` measures it")
     chosen = manifest.calibration
     blocks = ", ".join(map(str, manifest.layers))
     console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}")

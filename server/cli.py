@@ -40,7 +40,9 @@ def grainserve(
         bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    # Threads that spin as long as OpenMP's default has them starve each other beside any busy process.
+    # Told before torch loads; measured in docs/benchmarks.md.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def flag(setting: str) -> Any:
@@ -81,9 +83,6 @@ def serve(
         settings = load_settings(given, config)
     except BadSettings as error:
         fail(str(error), 2)
-    # Threads that spin as long as OpenMP's default has them starve each other beside any busy process.
-    # Told before torch loads; measured in docs/benchmarks.md.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from server.serving import CannotServe, serve_forever  # torch loads slowly; --help should not
 
     try:

@@ -103,14 +103,14 @@ def run(command: Command, clone: Path, variables: dict[str, str]) -> str:
     text = command.text.replace(":8000", f":{variables['PORT']}")
     program = ["bash", "-euo", "pipefail", "-c"] if command.language == "sh" else [".venv/bin/python", "-c"]
     done = subprocess.run(
-        [*program, text], cwd=clone, env=variables, capture_output=True, text=True, timeout=2400, check=False
+        [*program, text], cwd=clone, env=variables, capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(2400)
 def test_the_readmes_commands_do_what_the_page_says(clone: Path) -> None:
     page = commands()
     serving = [place for place, command in enumerate(page) if "make serve" in command.text]

@@ -49,7 +49,10 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """layers: candidate sets of blocks, or None for the usual depths; doses: shares of the median norm."""
+    """layers: candidate sets of blocks, or None for the usual depths; doses: shares of the median norm.
+
+    evidence: whether to measure, on held-out items, what the chosen setting does.
+    """
 
     method: str = "grains"
     grains: GrainsOptions = field(default_factory=GrainsOptions)
@@ -58,6 +61,7 @@ class BuildOptions:
     bound: DamageBound = field(default_factory=DamageBound)
     max_tokens: int = 48
     seed: int = 0
+    evidence: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,9 @@ def build_vectors(
     candidates = settings(loaded, options)
     directions = BUILDERS[options.method](loaded, split.build, options.grains, progress, memo)
     norms = median_norms(loaded, [pair.preferred for pair in build])
-    found = calibrate(directions.vectors, norms, bench.dev, candidates, options.bound, progress)
+    found = calibrate(
+        directions.vectors, norms, bench.dev, candidates, options.bound, progress, options.evidence
+    )
     deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
     evidence, details = gather_evidence(bench, deltas, found, options, progress)
     calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
@@ -213,7 +219,7 @@ def settings(loaded: LoadedModel, options: BuildOptions) -> list[Setting]:
 def gather_evidence(
     bench: Bench, deltas: dict[int, Tensor], found: Calibration, options: BuildOptions, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    if bench.test is None:
+    if bench.test is None or not options.evidence:
         return {}, {"calibration": trials(found)}
     evaluation = evaluate(deltas, bench.test, options.seed, progress)
     return (
@@ -239,6 +245,6 @@ def describe(
         "accuracy": round(chosen.accuracy, 4),
         "unsteered": costs(found.unsteered),
         "bound": asdict(bound),
-        "safe_strengths": list(found.safe_strengths),
+        "safe_strengths": list(found.safe_strengths) if found.safe_strengths else None,
         "settings_tried": len(found.trials),
     }

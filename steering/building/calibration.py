@@ -77,12 +77,15 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """safe_strengths: the lowest and the highest strength of the chosen setting within the bound."""
+    """What was tried and what was chosen.
+
+    safe_strengths: the lowest and the highest strength of the chosen setting within the bound, if looked for.
+    """
 
     chosen: Trial
     unsteered: Outcome
     trials: tuple[Trial, ...]
-    safe_strengths: tuple[float, float]
+    safe_strengths: tuple[float, float] | None
 
 
 def candidate_layers(count: int) -> tuple[tuple[int, ...], ...]:
@@ -108,8 +111,11 @@ def calibrate(
     settings: Sequence[Setting],
     bound: DamageBound = DamageBound(),
     progress: Progress = silent,
+    find_safe: bool = True,
 ) -> Calibration:
     """Return the admitted setting with the largest effect on the measure's items, its safe range, all trials.
+
+    find_safe: whether to look for that range, a few more measurements.
 
     Raises InvalidPairs when every setting does too much damage.
     """
@@ -121,13 +127,28 @@ def calibrate(
     admitted = [trial for trial in trials if trial.admitted]
     if not admitted:
         raise InvalidPairs(
-            f"each of the {len(trials)} settings tried damages the answers, neutral text or knowledge "
-            "too much; try other --layers or a smaller --dose"
+            f"each of the {len(trials)} settings tried damages the answers, neutral text or knowledge too "
+            f"much; the gentlest: {told_damage(min(trials, key=lambda trial: trial.loss), unsteered)}; "
+            "try other --layers or a smaller --dose"
         )
     chosen = max(admitted, key=lambda trial: trial.effect)
     deltas = deltas_at(chosen.setting, vectors, norms)
-    safe = find_safe_strengths(deltas, measure, unsteered, bound, progress)
+    safe = find_safe_strengths(deltas, measure, unsteered, bound, progress) if find_safe else None
     return Calibration(chosen, unsteered, tuple(trials), safe)
+
+
+def told_damage(trial: Trial, unsteered: Outcome) -> str:
+    """Return what a setting did to all that is bounded, against unsteered."""
+    assert unsteered.fluency is not None
+    assert unsteered.damage is not None
+    answers, neutral = unsteered.fluency, unsteered.damage
+    blocks = "+".join(map(str, trial.setting.layers))
+    return (
+        f"block {blocks}, dose {trial.setting.dose:g}: loss on neutral text {neutral.loss:.2f} to "
+        f"{trial.loss:.2f}, accuracy {neutral.accuracy:.0%} to {trial.accuracy:.0%}, the answers' "
+        f"log-probability {answers.log_probability:.2f} to {trial.log_probability:.2f}, "
+        f"distinct word pairs {answers.distinct_2:.2f} to {trial.distinct_2:.2f}"
+    )
 
 
 def try_setting(
