@@ -29,9 +29,14 @@ def mean_activations(
     holds one block's activations of one batch. baseline: what stands in for ablated tokens; None: nothing
     attends to them, and they are not read.
     """
-    batches = [sequences[i : i + BATCH_SIZE] for i in range(0, len(sequences), BATCH_SIZE)]
-    pooled = [batch_means(loaded, batch, baseline) for batch in tracked(batches, stage, progress)]
-    return torch.cat(pooled, dim=1)
+    # Sequences of like length share a batch, so that little of it is padding.
+    order = sorted(range(len(sequences)), key=lambda place: len(sequences[place].ids))
+    batches = [order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE)]
+    pooled = [
+        batch_means(loaded, [sequences[place] for place in batch], baseline)
+        for batch in tracked(batches, stage, progress)
+    ]
+    return torch.cat(pooled, dim=1)[:, torch.tensor(order).argsort()]
 
 
 def batch_means(loaded: LoadedModel, batch: Sequence[TokenSequence], baseline: Tensor | None) -> Tensor:

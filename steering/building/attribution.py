@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from steering.building.ablation import embed
 from steering.building.pairs import TokenisedPair, TokenSequence
@@ -165,6 +166,8 @@ def question(
     after = embed(loaded, ids[moving.stop :]) if moving.stop < len(ids) else None
     wanted = torch.tensor(ids[targets.start :], device=loaded.device)
     scale = 1 / len(wanted) if per_token else 1.0
+    # A position's logits predict the token after it.
+    predicting = torch.arange(targets.start, len(ids), device=loaded.device) - 1 - moving.start
 
     def objective(points: Tensor) -> Tensor:
         inputs = points if after is None else torch.cat([points, after.expand(len(points), -1, -1)], dim=1)
@@ -175,9 +178,9 @@ def question(
             inputs_embeds=inputs,
             past_key_values=past,
             use_cache=past is not None,
-            logits_to_keep=len(wanted) + 1,
+            logits_to_keep=predicting,
         ).logits
-        return scale * log_probability(logits[:, :-1], wanted)
+        return scale * log_probability(logits, wanted)
 
     return Question(objective, embed(loaded, ids[moving.start : moving.stop]), len(ids) - moving.start)
 
@@ -193,9 +196,8 @@ def contrast(towards: Question, away: Question) -> Question:
 
 def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the targets' [length] summed log-probability [steps]; logits [steps, length, vocabulary]."""
-    logits = logits.float()
-    chosen = logits.gather(2, targets.expand(len(logits), -1)[..., None])[..., 0]
-    return (chosen - logits.logsumexp(-1)).sum(1)
+    losses = cross_entropy(logits.float().flatten(0, 1), targets.repeat(len(logits)), reduction="none")
+    return -losses.view(len(logits), -1).sum(1)
 
 
 def attribute(
