@@ -38,7 +38,7 @@ def read_metric(path: Path) -> Metric:
         return parse_metric(json.loads(path.read_bytes()))
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, re.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, re.error) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InvalidRequest(f"{path} is not a metric ({reason}); kinds are {', '.join(KINDS)}") from error
 
@@ -46,8 +46,12 @@ def read_metric(path: Path) -> Metric:
 def parse_metric(record: dict[str, Any]) -> Metric:
     definition = record["metric"]
     kind = definition["kind"]
-    direction = int(definition.get("direction", -1 if kind == "length" else 1))
-    return Metric(record["name"], record.get("description", ""), KINDS[kind](definition), direction)
+    direction = definition.get("direction", -1 if kind == "length" else 1)
+    if direction not in (1, -1):
+        raise ValueError("'direction' must be 1 or -1")
+    if not isinstance(record["name"], str) or not isinstance(record.get("description", ""), str):
+        raise TypeError("'name' and 'description' must be texts")
+    return Metric(record["name"], record.get("description", ""), KINDS[kind](definition), int(direction))
 
 
 def read_words(text: str) -> list[str]:
