@@ -68,7 +68,7 @@ def build(
         grains_option("What the options below are unless given."),
     ] = "default",
     reading: Annotated[
-        Literal["shared", "authors", "response", "demonstration"] | None,
+        Literal["shared", "authors", "response", "demonstration", "direction"] | None,
         grains_option("Whose tokens are scored, by what; see docs/design.md."),
     ] = None,
     last_token: Annotated[

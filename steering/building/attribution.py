@@ -5,20 +5,22 @@ arXiv 1906.10670; SmoothGrad, arXiv 1706.03825. What is scored, by which objecti
 - `attribute_prompt`, the paper's text: the prompt's tokens, by log p(preferred) - log p(dispreferred);
 - `attribute_answer`, the authors' code: an answer's tokens, by the answer's own log-probability;
 - `attribute_demonstration`, ours: the tokens of an answer that stands in the conversation as an example, by
-  how much likelier it makes another pair's preferred answer than its dispreferred one.
+  how much likelier it makes another pair's preferred answer than its dispreferred one;
+- `attribute_direction`, ours: an answer's tokens, by how far they turn a block's output along a direction.
 """
 
 import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 
 from steering.building.ablation import embed
+from steering.building.activations import watching
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.building.paths import NODES, Path
 from steering.loading import LoadedModel
@@ -150,6 +152,49 @@ def attribute_demonstration(
     return attribute(loaded, contrast(*sides), baseline, options)
 
 
+def attribute_direction(
+    loaded: LoadedModel,
+    sequence: TokenSequence,
+    block: int,
+    direction: Tensor,
+    baseline: Tensor,
+    options: AttributionOptions = AttributionOptions(),
+) -> Attribution:
+    """Return the scores of the answer's tokens, [answer length], for the cosine to the direction.
+
+    The objective sums, over the answer, the cosine between the block's output and direction [hidden_size].
+    """
+    unit = normalize(direction.float().to(loaded.device), dim=0)
+    cache = prefix_cache(loaded, sequence.ids[: sequence.start])
+
+    def objective(points: Tensor) -> Tensor:
+        outputs: dict[int, Tensor] = {}
+        past = repeated(cache, len(points))
+        with watching(loaded.blocks[block : block + 1], outputs.__setitem__):
+            loaded.model.get_decoder()(inputs_embeds=points, past_key_values=past, use_cache=past is not None)
+        return (normalize(outputs[0].float(), dim=-1) @ unit).sum(1)
+
+    answer = sequence.ids[sequence.start :]
+    return attribute(loaded, Question(objective, embed(loaded, answer), len(answer)), baseline, options)
+
+
+def prefix_cache(loaded: LoadedModel, ids: Sequence[int]) -> Any:
+    """Return the keys and values of tokens that never change, None where there are none."""
+    if not ids:
+        return None
+    with torch.no_grad():
+        prefix = torch.tensor([list(ids)], device=loaded.device)
+        return loaded.model.get_decoder()(input_ids=prefix, use_cache=True).past_key_values
+
+
+def repeated(cache: Any, count: int) -> Any:
+    """Return a copy of the cache for so many rows, since a forward pass writes into it."""
+    past = copy.deepcopy(cache)
+    if past is not None:
+        past.batch_repeat_interleave(count)
+    return past
+
+
 def question(
     loaded: LoadedModel, ids: Sequence[int], moving: range, targets: range, per_token: bool = False
 ) -> Question:
@@ -158,11 +203,7 @@ def question(
     What comes before never changes, so it runs once and its keys and values are reused. targets: positions
     in ids, to its end, the first one beyond moving.start.
     """
-    cache = None
-    if moving.start:
-        prefix = torch.tensor([ids[: moving.start]], device=loaded.device)
-        with torch.no_grad():
-            cache = loaded.model.get_decoder()(input_ids=prefix, use_cache=True).past_key_values
+    cache = prefix_cache(loaded, ids[: moving.start])
     after = embed(loaded, ids[moving.stop :]) if moving.stop < len(ids) else None
     wanted = torch.tensor(ids[targets.start :], device=loaded.device)
     scale = 1 / len(wanted) if per_token else 1.0
@@ -171,9 +212,7 @@ def question(
 
     def objective(points: Tensor) -> Tensor:
         inputs = points if after is None else torch.cat([points, after.expand(len(points), -1, -1)], dim=1)
-        past = copy.deepcopy(cache)
-        if past is not None:
-            past.batch_repeat_interleave(len(points))
+        past = repeated(cache, len(points))
         logits = loaded.model(
             inputs_embeds=inputs,
             past_key_values=past,

@@ -5,7 +5,8 @@ Source: GrAInS, arXiv 2507.18043, section 3. Readings of it, by whose tokens are
 - `authors`, the authors' code: prompt and answer, by the log-probability of the answer's last token;
 - `response`: each answer's, by its log-probability;
 - `demonstration`: each answer's, by how much likelier it makes another pair's preferred answer than its
-  dispreferred one, when it stands in the conversation as an example.
+  dispreferred one, when it stands in the conversation as an example;
+- `direction`: each answer's, by how far it turns a block's output along the other pairs' mean difference.
 What differs from the paper by default is what measurement asked for, see docs/evidence.md; PAPER differs
 in nothing.
 """
@@ -13,7 +14,7 @@ in nothing.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from steering.building.attribution import (
     ablatable,
     attribute_answer,
     attribute_demonstration,
+    attribute_direction,
     attribute_prompt,
     attribute_sequence,
 )
@@ -38,7 +40,10 @@ from steering.building.token_texts import token_texts
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 
-Reading = Literal["shared", "authors", "response", "demonstration"]
+# Share of the blocks below the one whose activations the reading `direction` looks at.
+SCORED_DEPTH = 0.6
+
+Reading = Literal["shared", "authors", "response", "demonstration", "direction"]
 Summary = Literal["mean", "component", "unsigned_component"]
 
 
@@ -50,7 +55,7 @@ class GrainsOptions:
     (readings `shared` and `response`). baseline: where the attribution starts; ablation: what stands in for
     a token that is taken out. tokens: how many are taken out at most. read: the activations compared, a mean
     over the answer or the last token's. summary: of the pairs' shifts. control: random tokens are taken out
-    instead, as many.
+    instead, as many. block: whose activations the reading `direction` looks at; None: at SCORED_DEPTH.
     """
 
     reading: Reading = "response"
@@ -62,6 +67,7 @@ class GrainsOptions:
     read: Literal["answer", "last_token"] = "answer"
     summary: Summary = "mean"
     control: bool = False
+    block: int | None = None
     seed: int = 0
 
 
@@ -232,6 +238,34 @@ class Scorer:
             scored(tokenised.dispreferred, pair.dispreferred, -1.0),
         )
 
+    def by_direction(self, number: int) -> Contrast:
+        """Take out of each answer the tokens that most turn the activations its way."""
+        direction = self._differences.sum(0) - self._differences[number]
+
+        def scored(sequence: TokenSequence, sign: float) -> Scored:
+            found = self._found(
+                sequence.ids[sequence.start :],
+                lambda: attribute_direction(
+                    self._loaded, sequence, self._block, direction, self._baseline, self._options.attribution
+                ),
+            )
+            return self._scored(sequence, sequence.start, found, range(len(found.scores)), sign)
+
+        pair = self._tokenised[number]
+        return Contrast(scored(pair.preferred, 1.0), scored(pair.dispreferred, -1.0))
+
+    @property
+    def _block(self) -> int:
+        chosen = self._options.block
+        return int(SCORED_DEPTH * len(self._loaded.blocks)) if chosen is None else chosen
+
+    @cached_property
+    def _differences(self) -> Tensor:
+        """Each pair's difference of mean activations at the scored block, [pairs, hidden_size]."""
+        towards = mean_activations(self._loaded, [pair.preferred for pair in self._tokenised])
+        away = mean_activations(self._loaded, [pair.dispreferred for pair in self._tokenised])
+        return (towards - away)[self._block]
+
     def _found(self, tokens: Sequence[int], attribute: Callable[[], Attribution]) -> Attribution:
         """Return the tokens' attribution; the control, which takes out whatever, needs none."""
         return Attribution(torch.zeros(len(tokens)), 0.0, 0.0, 0) if self._options.control else attribute()
@@ -254,6 +288,7 @@ READINGS: dict[str, Callable[[Scorer, int], Contrast]] = {
     "authors": Scorer.by_sequence,
     "response": Scorer.by_answer,
     "demonstration": Scorer.by_demonstration,
+    "direction": Scorer.by_direction,
 }
 
 

@@ -18,6 +18,7 @@ from steering.building.attribution import (
     ablatable,
     attribute_answer,
     attribute_demonstration,
+    attribute_direction,
     attribute_prompt,
     attribute_sequence,
     contrast,
@@ -252,3 +253,21 @@ def test_ablated_positions_carry_the_baseline_and_the_others_their_embedding(
 def test_the_mean_baseline_is_the_mean_of_the_table(llama: LoadedModel) -> None:
     table = llama.model.get_input_embeddings().weight
     torch.testing.assert_close(BASELINES["mean"](llama), table.mean(0))
+
+
+def test_a_direction_is_scored_by_the_cosine_of_a_blocks_output(llama: LoadedModel, tokenised: Pairs) -> None:
+    sequence, baseline = tokenised[0].preferred, BASELINES["mean"](llama)
+    direction = torch.randn(llama.identity.hidden_size, generator=torch.Generator().manual_seed(0))
+    found = attribute_direction(llama, sequence, 1, direction, baseline)
+    assert found.gap < 0.05
+    ablated = ablate(sequence, range(sequence.start, len(sequence.ids)))
+    turned = [
+        cosines(llama, embed_ablated(llama, each, baseline), sequence.start, direction)
+        for each in (sequence, ablated)
+    ]
+    assert found.change == pytest.approx(turned[0] - turned[1], abs=1e-4)
+
+
+def cosines(loaded: LoadedModel, embeddings: Tensor, start: int, direction: Tensor) -> float:
+    states = loaded.model(inputs_embeds=embeddings[None], output_hidden_states=True).hidden_states[2][0]
+    return float(torch.cosine_similarity(states[start:], direction[None], dim=-1).sum())

@@ -93,6 +93,8 @@ VARIANTS = {
     "authors": replace(AUTHORS, read="last_token", summary="unsigned_component"),
     "response last token": GrainsOptions(tokens=2, last_token=True),
     "demonstration": GrainsOptions(reading="demonstration", tokens=2),
+    "direction": GrainsOptions(reading="direction", tokens=2),
+    "direction of a block": GrainsOptions(reading="direction", tokens=2, block=1),
     "masked": GrainsOptions(tokens=2, ablation="mask"),
     "random tokens": GrainsOptions(tokens=2, control=True),
 }
