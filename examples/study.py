@@ -103,7 +103,8 @@ def told(way: str, seed: int, found: Outcome, unsteered: Outcome, baseline: Outc
     assert found.fluency is not None
     print(
         f"seed {seed} {way:16} {found.score:6.2f}, "
-        f"effect {effect.mean:+.2f} [{effect.low:.2f}, {effect.high:.2f}], over the mean difference {over.mean:+.2f} [{over.low:.2f}, {over.high:.2f}], "
+        f"effect {effect.mean:+.2f} [{effect.low:.2f}, {effect.high:.2f}], "
+        f"over the mean difference {over.mean:+.2f} [{over.low:.2f}, {over.high:.2f}], "
         f"distinct-2 {found.fluency.distinct_2:.2f}, log p {found.fluency.log_probability:.2f}",
         flush=True,
     )
