@@ -99,7 +99,8 @@ def test_a_port_in_use_is_said_in_one_line(model: Path) -> None:
         result = run("serve", "--model", str(model), "--port", str(port))
     assert result.returncode == 1
     assert result.stderr == (
-        f"grainserve: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --port\n"
+        f"grainserve: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        "choose another --port (make serve: PORT=...)\n"
     )
 
 
