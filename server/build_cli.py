@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from server.cli_options import CacheDirOption, DeviceOption, MaxTokensOption, ModelOption, StoreOption
+
 Method = Literal["grains", "mean_difference"]
 
 
@@ -16,9 +18,7 @@ def grains_option(told: str, *names: str, **bounds: Any) -> Any:
 def build(
     pairs: Annotated[Path, typer.Argument(help="Preference pairs: CSV, JSON lines or a JSON list.")],
     name: Annotated[str, typer.Option(help="The profile's name.")],
-    model: Annotated[
-        str | None, typer.Option(help="Model id or directory.", show_default="the embedded one")
-    ] = None,
+    model: ModelOption = None,
     method: Annotated[Method, typer.Option(help="How directions are found.")] = "grains",
     layers: Annotated[
         str | None,
@@ -38,25 +38,13 @@ def build(
         Path | None, typer.Option(help="Held-out prompts for the evidence, JSONL; needs --metric.")
     ] = None,
     description: Annotated[str | None, typer.Option(help="What the profile does.")] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="GRAINSERVE_STORE", help="Directory of profiles.", show_default="the user's data directory"
-        ),
-    ] = None,
+    store: StoreOption = None,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Splits the pairs, draws random directions.")
     ] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers that are measured.")] = 48,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="GRAINSERVE_CACHE_DIR",
-            help="Directory for converted weights.",
-            show_default="the user's cache",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_tokens: MaxTokensOption = 48,
+    cache_dir: CacheDirOption = None,
+    device: DeviceOption = "auto",
     evidence: Annotated[
         bool,
         typer.Option(

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from server.profiles_cli import StoreOption, parse_reference
+from server.cli_options import CacheDirOption, DeviceOption, MaxTokensOption, ModelOption, StoreOption
+from server.profiles_cli import parse_reference
 
 STRENGTHS = "-2,-1.5,-1,-0.5,0.5,1,1.5,2"
 
@@ -42,21 +43,12 @@ def eval_profile(
     judge_api_key: Annotated[
         str | None, typer.Option(envvar="GRAINSERVE_JUDGE_API_KEY", help="Key for the judge.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model id or directory.", show_default="the embedded one")
-    ] = None,
+    model: ModelOption = None,
     store: StoreOption = None,
     seed: Annotated[int, typer.Option(help="Draws random directions and intervals.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Length of the answers that are measured.")] = 48,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="GRAINSERVE_CACHE_DIR",
-            help="Directory for converted weights.",
-            show_default="the user's cache",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    max_tokens: MaxTokensOption = 48,
+    cache_dir: CacheDirOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Measure a published profile on held-out data: effect, damage, random directions."""
     name, version = parse_reference(profile)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from server.cli_options import CacheDirOption, DeviceOption, ModelOption
+
 
 def explain(
     pairs: Annotated[
@@ -15,23 +17,14 @@ def explain(
     preferred: Annotated[str | None, typer.Option(help="The answer that is wanted.")] = None,
     dispreferred: Annotated[str | None, typer.Option(help="The answer that is not.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model id or directory.", show_default="the embedded one")
-    ] = None,
+    model: ModelOption = None,
     png: Annotated[Path | None, typer.Option(help="File for a picture of the scores.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     steps: Annotated[
         int, typer.Option(min=1, help="Gradients after which each part ends; sooner where scores add up.")
     ] = 64,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="GRAINSERVE_CACHE_DIR",
-            help="Directory for converted weights.",
-            show_default="the user's cache",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    cache_dir: CacheDirOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
     """Show which tokens of a preference pair speak for its answers, and which against them."""
     from server.explain_pair import ExplainRequest, run_explain  # torch loads slowly; --help should not

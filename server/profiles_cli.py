@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from server.cli_options import StoreOption
 from steering.errors import SteeringError
 from vector_store.places import default_root
 
@@ -24,15 +25,6 @@ COLUMNS = ("name", "version", "method", "layers", "model", "description")
 
 profiles_app = typer.Typer(help="Look at the profiles of a store.", no_args_is_help=True)
 
-StoreOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--store",
-        envvar="GRAINSERVE_STORE",
-        help="Directory of profiles.",
-        show_default="the user's data directory",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
