@@ -36,13 +36,15 @@ def tell_version(asked: bool) -> None:
 
 @app.callback()
 def grainserve(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     # Threads that spin as long as OpenMP's default has them starve each other beside any busy process.
-    # Told before torch loads; measured in docs/benchmarks.md.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Told before torch loads; measured in docs/benchmarks.md, whose yardstick keeps torch's defaults.
+    if context.invoked_subcommand != "bench":
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def flag(setting: str) -> Any:

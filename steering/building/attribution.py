@@ -125,13 +125,7 @@ def attribute_prompt(
 ) -> Attribution:
     """Return the scores of the prompt's tokens, [prompt length], for the difference of log-probabilities."""
     moving = range(len(pair.prompt))
-    sides = [
-        question(
-            loaded, side.ids, moving, range(len(side.ids) - 1 if last_token else side.start, len(side.ids))
-        )
-        for side in (pair.preferred, pair.dispreferred)
-    ]
-    return attribute(loaded, contrast(*sides), baseline, options)
+    return attribute(loaded, answers_contrast(loaded, pair, moving, last_token), baseline, options)
 
 
 def attribute_demonstration(
@@ -145,11 +139,8 @@ def attribute_demonstration(
 
     continued: a pair whose prompt holds the demonstration: an earlier turn of the assistant.
     """
-    sides = [
-        question(loaded, side.ids, demonstration, range(side.start, len(side.ids)), per_token=True)
-        for side in (continued.preferred, continued.dispreferred)
-    ]
-    return attribute(loaded, contrast(*sides), baseline, options)
+    asked = answers_contrast(loaded, continued, demonstration, per_token=True)
+    return attribute(loaded, asked, baseline, options)
 
 
 def attribute_direction(
@@ -222,6 +213,27 @@ def question(
         return scale * log_probability(logits, wanted)
 
     return Question(objective, embed(loaded, ids[moving.start : moving.stop]), len(ids) - moving.start)
+
+
+def answers_contrast(
+    loaded: LoadedModel,
+    pair: TokenisedPair,
+    moving: range,
+    last_token: bool = False,
+    per_token: bool = False,
+) -> Question:
+    """Return the preferred answer's log-probability minus the other's, or their last tokens' alone."""
+    towards, away = (
+        question(
+            loaded,
+            side.ids,
+            moving,
+            range(len(side.ids) - 1 if last_token else side.start, len(side.ids)),
+            per_token,
+        )
+        for side in (pair.preferred, pair.dispreferred)
+    )
+    return contrast(towards, away)
 
 
 def contrast(towards: Question, away: Question) -> Question:
