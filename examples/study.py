@@ -1,130 +1,211 @@
 """Compare ways to build a vector at one block and dose, over build seeds: the tables of docs/evidence.md.
 
-Run: python examples/study.py cheerful --block 18 --dose 0.2 --seeds 0 1 --ways direction random
+Run: python examples/study.py cheerful --block 12 --dose 0.15 --ways direction random --tokens 1 2
 
-Pairs, metric and held-out prompts are those of examples/pairs. For each seed: another choice of 50 pairs, a
-vector each way, its score on all held-out prompts, and its paired difference from unsteered and from the mean
-difference of the same pairs.
+Pairs, metric and held-out prompts are those of examples/pairs. Each pair is attributed once; a seed is
+another choice of 50 pairs, as `grainserve build --seed` makes it. What is printed at the end is paired by
+prompt, each prompt's score the mean over the seeds, against unsteered, the mean difference and random tokens.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 from platformdirs import user_cache_path
-from torch import Tensor
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, cosine_similarity
 
 from steering.building.activations import median_norms
 from steering.building.building import split_pairs
 from steering.building.calibration import Setting, deltas_at
+from steering.building.damage import accuracy_change, measure_damage
 from steering.building.evaluation import paired_interval, random_deltas
-from steering.building.grains import PAPER, GrainsOptions, grains
+from steering.building.grains import contrast_vectors
+from steering.building.grains_options import PAPER, GrainsOptions
 from steering.building.mean_difference import mean_difference
-from steering.building.measuring import Measure, Outcome, measure_by_metric
+from steering.building.measuring import Measure, Outcome, measure_by_metric, with_damage
+from steering.building.memo import Memo
 from steering.building.metrics import read_metric
-from steering.building.pairs import Pair, tokenise_pairs, tokenise_prompt
+from steering.building.pairs import tokenise_pairs, tokenise_prompt
+from steering.building.questions import neutral_text
 from steering.building.readers import read_pairs, read_prompts
+from steering.building.scoring import CONTRAST, Contrast, Scored, Scorer
 from steering.loading import LoadedModel, load_model
 
 PAIRS = Path(__file__).parent / "pairs"
-DEFAULT = GrainsOptions(tokens=5)
+MOST_TOKENS = 8
+DEFAULT = GrainsOptions(tokens=MOST_TOKENS)
 WAYS: dict[str, GrainsOptions] = {
-    "response": DEFAULT,
+    "response": replace(DEFAULT, reading="response"),
     "direction": replace(DEFAULT, reading="direction"),
     "demonstration": replace(DEFAULT, reading="demonstration"),
     "shared": replace(DEFAULT, reading="shared"),
     "random": replace(DEFAULT, control=True),
     "paper": PAPER,
 }
+BASE = "mean difference"
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """One way's vectors [layers, hidden_size] from one seed's pairs; gap: the median of its attributions."""
+
+    way: str
+    seed: int
+    vectors: Tensor
+    gap: float
+
+
+class Study:
+    """One behaviour's pairs, attributed once each."""
+
+    def __init__(self, loaded: LoadedModel, asked: argparse.Namespace) -> None:
+        self._loaded, self._asked = loaded, asked
+        self._pairs = read_pairs(PAIRS / f"{asked.behaviour}.jsonl")
+        self._measure = measure_of(loaded, asked.behaviour)
+        self._setting = Setting((asked.block,), asked.dose)
+
+    def run(self) -> dict[str, Any]:
+        asked = self._asked
+        found: dict[str, list[Outcome]] = {"unsteered": [self._measure({}, True)]}
+        rows = []
+        for seed in asked.seeds:
+            norms = self._norms(seed)
+            for vector in self._vectors(seed):
+                outcome = self._measure(deltas_at(self._setting, vector.vectors, norms), True)
+                found.setdefault(vector.way, []).append(outcome)
+                if vector.way == BASE:
+                    base = vector.vectors[asked.block]
+                cosine = float(cosine_similarity(vector.vectors[asked.block], base, dim=0))
+                rows.append(told(vector, outcome, found["unsteered"][0], cosine))
+        summary = list(summarised(found))
+        if asked.directions:
+            summary.append(self._random_directions())
+        return {"asked": {**vars(asked), "cache_dir": "", "output": ""}, "seeds": rows, "summary": summary}
+
+    def _vectors(self, seed: int) -> Iterator[Vector]:
+        """Yield the mean difference, then every way with every count of tokens."""
+        build = split_pairs(self._pairs, seed, with_test=False).build
+        chosen = [self._pairs.pairs.index(pair) for pair in build]
+        yield Vector(BASE, seed, mean_difference(self._loaded, tokenise_pairs(self._loaded, build)), 0.0)
+        for way in self._asked.ways:
+            options = replace(WAYS[way], block=self._asked.block, seed=seed)
+            contrasts = self._contrasts(way, options, chosen)
+            gap = median(side.gap for each in contrasts for side in (each.towards, each.away))
+            for count in [options.tokens] if way == "paper" else self._asked.tokens:
+                fewer = [trimmed(contrast, count) for contrast in contrasts]
+                yield Vector(
+                    f"{way}, {count} tokens", seed, contrast_vectors(self._loaded, fewer, options), gap
+                )
+
+    def _contrasts(self, way: str, options: GrainsOptions, chosen: Sequence[int]) -> list[Contrast]:
+        """Return the pairs' attributions; a direction is the mean difference of all others of the file."""
+        scorer = Scorer(self._loaded, self._pairs.pairs, options)
+        folder = self._asked.cache_dir / "study" / f"{self._asked.behaviour} {way} {options.block}"
+        memo = Memo(None if options.control else folder)
+        return [
+            CONTRAST.validate_python(memo.recall(f"{number}", partial(scorer.told_contrast, number)))
+            for number in track(chosen, way, console=Console(stderr=True))
+        ]
+
+    def _norms(self, seed: int) -> Tensor:
+        build = split_pairs(self._pairs, seed, with_test=False).build
+        return median_norms(self._loaded, [pair.preferred for pair in tokenise_pairs(self._loaded, build)])
+
+    def _random_directions(self) -> dict[str, Any]:
+        seed = self._asked.seeds[0]
+        lengths = deltas_at(self._setting, next(self._vectors(seed)).vectors, self._norms(seed))
+        deltas = random_deltas(lengths, self._asked.directions, seed)
+        scores = [self._measure(each, False).score for each in deltas]
+        print(f"{len(scores)} random directions: mean {fmean(scores):.2f}, strongest {max(scores):.2f}")
+        return {"way": "random directions", "scores": scores}
+
+
+def trimmed(contrast: Contrast, count: int) -> Contrast:
+    def fewer(side: Scored) -> Scored:
+        return replace(side, taken=side.taken[:count])
+
+    return Contrast(fewer(contrast.towards), fewer(contrast.away))
+
+
+def told(vector: Vector, found: Outcome, unsteered: Outcome, cosine: float) -> dict[str, Any]:
+    row = {"way": vector.way, "seed": vector.seed, "score": found.score, "cosine": cosine, "gap": vector.gap}
+    row |= costs(found, unsteered)
+    print(
+        f"seed {vector.seed} {vector.way:24} {found.score:6.2f}, cosine {cosine:.2f}, gap {vector.gap:.1%}, "
+        f"loss {row['loss']:+.1%}, accuracy {row['accuracy']:+.0%}, log p {row['log_probability']:+.2f}, "
+        f"distinct-2 {row['distinct_2']:+.2f}",
+        flush=True,
+    )
+    return row
+
+
+def costs(found: Outcome, unsteered: Outcome) -> dict[str, float]:
+    assert found.fluency
+    assert found.damage
+    assert unsteered.fluency
+    assert unsteered.damage
+    return {
+        "loss": found.damage.loss / unsteered.damage.loss - 1,
+        "accuracy": accuracy_change(found.damage, unsteered.damage).share,
+        "log_probability": found.fluency.log_probability - unsteered.fluency.log_probability,
+        "distinct_2": found.fluency.distinct_2 / unsteered.fluency.distinct_2 - 1,
+    }
+
+
+def summarised(found: dict[str, list[Outcome]]) -> Iterator[dict[str, Any]]:
+    """Yield each way's mean over the seeds, with paired intervals over the prompts."""
+    scores = {way: np.mean([each.scores for each in outcomes], axis=0) for way, outcomes in found.items()}
+    unsteered = found["unsteered"][0]
+    for way, mine in scores.items():
+        row: dict[str, Any] = {"way": way, "score": float(mine.mean())}
+        row["range"] = [pick(outcome.score for outcome in found[way]) for pick in (min, max)]
+        against = {"unsteered", BASE, way.replace(way.split(",")[0], "random")} & scores.keys() - {way}
+        for other in sorted(against):
+            row[f"over {other}"] = asdict(paired_interval(mine.tolist(), scores[other].tolist(), 0))
+        told_costs = [costs(outcome, unsteered) for outcome in found[way]]
+        row |= {name: fmean(each[name] for each in told_costs) for name in told_costs[0]}
+        print(way, {key: shortened(value) for key, value in row.items() if key != "way"}, flush=True)
+        yield row
+
+
+def shortened(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean']:+.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+    return str([round(each, 2) for each in value]) if isinstance(value, list) else f"{value:.3f}"
+
+
+def measure_of(loaded: LoadedModel, behaviour: str) -> Measure:
+    prompts = [tokenise_prompt(loaded, prompt) for prompt in read_prompts(PAIRS / f"{behaviour}.test.jsonl")]
+    measure = measure_by_metric(loaded, prompts, read_metric(PAIRS / f"{behaviour}.metric.json"), 48)
+    return with_damage(measure, measure_damage(loaded, neutral_text()))
 
 
 def main() -> None:
     asked = arguments()
     loaded = load_model(None, asked.cache_dir, device="auto")
-    pairs = read_pairs(PAIRS / f"{asked.behaviour}.jsonl")
-    measure = measure_of(loaded, asked.behaviour)
-    unsteered = measure({}, True)
-    print(
-        f"{asked.behaviour}, block {asked.block}, dose {asked.dose}, unsteered {unsteered.score:.2f}",
-        flush=True,
-    )
-    rows = []
-    for seed in asked.seeds:
-        build = split_pairs(pairs, seed, with_test=False).build
-        norms = median_norms(loaded, [pair.preferred for pair in tokenise_pairs(loaded, build)])
-        setting = Setting((asked.block,), asked.dose)
-
-        def score(vectors: Tensor, setting: Setting = setting, norms: Tensor = norms) -> Outcome:
-            return measure(deltas_at(setting, vectors, norms), True)
-
-        reference = mean_difference(loaded, tokenise_pairs(loaded, build))
-        baseline = score(reference)
-        rows.append(told("mean difference", seed, baseline, unsteered, baseline))
-        outcomes, known = (unsteered, baseline), (asked.block, reference)
-        rows += [row_of(loaded, way, seed, build, score, outcomes, known) for way in asked.ways]
-        if asked.directions:
-            deltas = deltas_at(setting, reference, norms)
-            scores = [measure(each, False).score for each in random_deltas(deltas, asked.directions, seed)]
-            print(
-                f"{asked.directions} random directions: mean {fmean(scores):.2f}, strongest {max(scores):.2f}"
-            )
+    print(f"{asked.behaviour}, block {asked.block}, dose {asked.dose}", flush=True)
+    found = Study(loaded, asked).run()
     if asked.output:
-        asked.output.write_text(json.dumps(rows, indent=2) + "\n")
-
-
-def row_of(
-    loaded: LoadedModel,
-    way: str,
-    seed: int,
-    build: Sequence[Pair],
-    score: Callable[[Tensor], Outcome],
-    outcomes: tuple[Outcome, Outcome],
-    reference: tuple[int, Tensor],
-) -> dict[str, Any]:
-    """Return one way's line; outcomes: unsteered and the mean difference; reference: block and vectors."""
-    block, difference = reference
-    built = grains(loaded, build, replace(WAYS[way], seed=seed, block=block))
-    row = told(way, seed, score(built.vectors), *outcomes)
-    cosine = float(
-        (built.vectors[block] @ difference[block]) / built.vectors[block].norm() / difference[block].norm()
-    )
-    gap = round(median(built.gaps), 4)
-    print(f"    cosine to the mean difference {cosine:.2f}, median gap {gap:.1%}", flush=True)
-    return {**row, "cosine": cosine, "median_gap": gap}
-
-
-def told(way: str, seed: int, found: Outcome, unsteered: Outcome, baseline: Outcome) -> dict[str, Any]:
-    effect = paired_interval(found.scores, unsteered.scores, 0)
-    over = paired_interval(found.scores, baseline.scores, 0)
-    assert found.fluency is not None
-    print(
-        f"seed {seed} {way:16} {found.score:6.2f}, "
-        f"effect {effect.mean:+.2f} [{effect.low:.2f}, {effect.high:.2f}], "
-        f"over the mean difference {over.mean:+.2f} [{over.low:.2f}, {over.high:.2f}], "
-        f"distinct-2 {found.fluency.distinct_2:.2f}, log p {found.fluency.log_probability:.2f}",
-        flush=True,
-    )
-    return {"way": way, "seed": seed, "score": found.score, "effect": asdict(effect), "over": asdict(over)}
-
-
-def measure_of(loaded: LoadedModel, behaviour: str) -> Measure:
-    prompts = [tokenise_prompt(loaded, prompt) for prompt in read_prompts(PAIRS / f"{behaviour}.test.jsonl")]
-    return measure_by_metric(loaded, prompts, read_metric(PAIRS / f"{behaviour}.metric.json"), 48)
+        asked.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "behaviour", choices=sorted(path.name.split(".")[0] for path in PAIRS.glob("*.metric.json"))
-    )
-    parser.add_argument("--block", type=int, default=18)
-    parser.add_argument("--dose", type=float, default=0.2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["response", "direction", "random"])
+    behaviours: Sequence[str] = sorted(path.name.split(".")[0] for path in PAIRS.glob("*.metric.json"))
+    parser.add_argument("behaviour", choices=behaviours)
+    parser.add_argument("--block", type=int, default=12)
+    parser.add_argument("--dose", type=float, default=0.15)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["direction", "random"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2], help=f"up to {MOST_TOKENS}")
     parser.add_argument("--directions", type=int, default=0, help="random directions beside them")
     parser.add_argument("--cache-dir", type=Path, default=user_cache_path("grainserve"))
     parser.add_argument("--output", type=Path)

@@ -30,7 +30,7 @@ from rich.progress import Progress as ProgressBar
 from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DOSES
 from steering.building.evaluation import ENOUGH_ITEMS
-from steering.building.grains import PRESETS, GrainsOptions
+from steering.building.grains_options import PRESETS, GrainsOptions
 from steering.building.memo import Memo
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import LeftOut, PairsFile, describe_left_out

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from steering.building.attribution import STEPS, AttributionOptions
 from steering.building.explaining import Explanation, explain_pair
-from steering.building.grains import GrainsOptions
+from steering.building.grains_options import GrainsOptions
 from steering.building.highlighting import HighlightedToken, ScoredTokens, colour, highlighted, visible
 from steering.building.pairs import Pair, tokenise_pair
 from steering.building.readers import read_pairs

@@ -100,6 +100,28 @@ def run_watched(
         loaded.model.get_decoder()(inputs_embeds=inputs, attention_mask=attention.long(), use_cache=False)
 
 
+class BlockReached(Exception):
+    """Ends a forward pass with a block's output, since what comes after it is not asked for."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__("the block has run")
+        self.output = output
+
+
+def block_output(loaded: LoadedModel, block: int, **inputs: Any) -> Tensor:
+    """Return the block's output [batch, length, hidden_size]; the blocks after it do not run."""
+
+    def end(_layer: int, hidden: Tensor) -> None:
+        raise BlockReached(hidden)
+
+    with watching([loaded.blocks[block]], end):
+        try:
+            loaded.model.get_decoder()(**inputs)
+        except BlockReached as reached:
+            return reached.output
+    raise AssertionError(f"block {block} did not run")
+
+
 @contextmanager
 def watching(blocks: Sequence[nn.Module], watcher: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Show every block's output [batch, length, hidden_size] to watcher(layer, hidden)."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from steering.building.ablation import embed
-from steering.building.activations import watching
+from steering.building.activations import block_output
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.building.paths import NODES, Path
 from steering.loading import LoadedModel
@@ -159,11 +159,11 @@ def attribute_direction(
     cache = prefix_cache(loaded, sequence.ids[: sequence.start])
 
     def objective(points: Tensor) -> Tensor:
-        outputs: dict[int, Tensor] = {}
         past = repeated(cache, len(points))
-        with watching(loaded.blocks[block : block + 1], outputs.__setitem__):
-            loaded.model.get_decoder()(inputs_embeds=points, past_key_values=past, use_cache=past is not None)
-        return (normalize(outputs[0].float(), dim=-1) @ unit).sum(1)
+        output = block_output(
+            loaded, block, inputs_embeds=points, past_key_values=past, use_cache=past is not None
+        )
+        return (normalize(output.float(), dim=-1) @ unit).sum(1)
 
     answer = sequence.ids[sequence.start :]
     return attribute(loaded, Question(objective, embed(loaded, answer), len(answer)), baseline, options)

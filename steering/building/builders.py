@@ -1,18 +1,20 @@
 """The ways to turn preference pairs into one direction per block."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from statistics import median
 from typing import Any
 
 from torch import Tensor
 
-from steering.building.grains import Grains, GrainsOptions, grains, told
+from steering.building.grains import Grains, grains
+from steering.building.grains_options import GrainsOptions
 from steering.building.mean_difference import mean_difference
 from steering.building.memo import Memo
 from steering.building.pairs import Pair, tokenise_pairs
-from steering.building.progress import Progress
+from steering.building.progress import Progress, silent, tracked
+from steering.building.scoring import told
 from steering.loading import LoadedModel
 
 
@@ -65,4 +67,27 @@ def build_mean_difference(
     return Directions(mean_difference(loaded, tokenise_pairs(loaded, pairs), progress))
 
 
+def build_random_tokens(
+    loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions, progress: Progress, memo: Memo
+) -> Directions:
+    """Return what GrAInS's options give where chance, not attribution, chooses the tokens."""
+    return build_grains(loaded, pairs, replace(options, control=True), progress, memo)
+
+
 BUILDERS: dict[str, Builder] = {"grains": build_grains, "mean_difference": build_mean_difference}
+# What a profile is compared with, at its own blocks and dose.
+CONTROLS: dict[str, Builder] = {
+    "mean_difference": build_mean_difference,
+    "random_tokens": build_random_tokens,
+}
+
+
+def control_vectors(
+    loaded: LoadedModel, pairs: Sequence[Pair], method: str, options: GrainsOptions, progress: Progress
+) -> dict[str, Tensor]:
+    """Return control -> vectors [layers, hidden_size] from the same pairs, the method's own left out."""
+    names = [name for name in CONTROLS if name != method]
+    return {
+        name: CONTROLS[name](loaded, pairs, options, silent, Memo()).vectors
+        for name in tracked(names, "controls", progress)
+    }

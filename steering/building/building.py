@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from steering.building.activations import median_norms
-from steering.building.builders import BUILDERS
+from steering.building.builders import BUILDERS, control_vectors
 from steering.building.calibration import (
     DOSES,
     Calibration,
@@ -20,7 +20,7 @@ from steering.building.calibration import (
 )
 from steering.building.damage import measure_damage
 from steering.building.evaluation import evaluate
-from steering.building.grains import GrainsOptions
+from steering.building.grains_options import GrainsOptions
 from steering.building.measuring import Measure, measure_by_margin, measure_by_metric, with_damage
 from steering.building.memo import Memo, remembered
 from steering.building.metrics import Metric
@@ -130,7 +130,11 @@ def build_vectors(
         directions.vectors, norms, bench.dev, candidates, options.bound, progress, options.evidence
     )
     deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
-    evidence, details = gather_evidence(bench, deltas, found, options, progress)
+    controls = {}
+    if bench.test is not None and options.evidence:
+        vectors = control_vectors(loaded, split.build, options.method, options.grains, progress)
+        controls = {name: deltas_at(found.chosen.setting, each, norms) for name, each in vectors.items()}
+    evidence, details = gather_evidence(bench, deltas, controls, found, options, progress)
     calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
     used = {"used": len(pairs.pairs), "left_out": [asdict(left) for left in pairs.left_out]}
     details = {"pairs": used, **details}
@@ -217,11 +221,16 @@ def settings(loaded: LoadedModel, options: BuildOptions) -> list[Setting]:
 
 
 def gather_evidence(
-    bench: Bench, deltas: dict[int, Tensor], found: Calibration, options: BuildOptions, progress: Progress
+    bench: Bench,
+    deltas: dict[int, Tensor],
+    controls: dict[str, dict[int, Tensor]],
+    found: Calibration,
+    options: BuildOptions,
+    progress: Progress,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     if bench.test is None or not options.evidence:
         return {}, {"calibration": trials(found)}
-    evaluation = evaluate(deltas, bench.test, options.seed, progress)
+    evaluation = evaluate(deltas, bench.test, options.seed, progress, controls=controls)
     return (
         headline(evaluation, bench.metric, bench.direction),
         report(evaluation, bench.metric, bench.direction, list(bench.prompts), found),

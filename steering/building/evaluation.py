@@ -1,8 +1,9 @@
 """The evidence: effect and damage on held-out items, against unsteered and against random directions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -32,13 +33,15 @@ class Interval:
 class Evaluation:
     """What the deltas do on held-out items; scores grow with the behaviour.
 
-    by_strength: outcomes at each strength; random: at strength 1 along random directions of the same length.
+    by_strength: outcomes at each strength; random: at strength 1 along random directions of the same length;
+    controls: at strength 1 along directions that other ways found in the same pairs.
     """
 
     unsteered: Outcome
     by_strength: dict[float, Outcome]
     random: tuple[Outcome, ...]
     seed: int
+    controls: dict[str, Outcome] = field(default_factory=dict)
 
     def effect(self, strength: float) -> Interval:
         """Return the scores at the strength minus the unsteered scores."""
@@ -48,6 +51,14 @@ class Evaluation:
         """Return the scores at strength 1 minus each item's mean score under random directions."""
         means = np.mean([outcome.scores for outcome in self.random], axis=0)
         return paired_interval(self.by_strength[1.0].scores, means.tolist(), self.seed)
+
+    def control_effect(self, control: str) -> Interval:
+        """Return the scores under the control minus the unsteered scores."""
+        return paired_interval(self.controls[control].scores, self.unsteered.scores, self.seed)
+
+    def advantage(self, control: str) -> Interval:
+        """Return the scores at strength 1 minus those under the control."""
+        return paired_interval(self.by_strength[1.0].scores, self.controls[control].scores, self.seed)
 
     @property
     def works(self) -> bool:
@@ -67,17 +78,22 @@ def evaluate(
     progress: Progress = silent,
     random_directions: int = RANDOM_DIRECTIONS,
     strengths: Sequence[float] = STRENGTHS,
+    controls: Mapping[str, Deltas] = MappingProxyType({}),
 ) -> Evaluation:
     """Return what the deltas do on the measure's items; random directions come from the seed.
 
-    strengths: any but 0; 1 and -1, which stand in every headline, must be among them.
+    strengths: any but 0; 1 and -1, which stand in every headline, must be among them. controls: name -> what
+    else is measured beside.
     """
     settings: list[tuple[Deltas, bool]] = [({}, True)]
     settings += [(scaled(deltas, strength), True) for strength in strengths]
+    settings += [(deltas, True) for deltas in controls.values()]
     settings += [(direction, False) for direction in random_deltas(deltas, random_directions, seed)]
     outcomes = [measure(*setting) for setting in tracked(settings, "evaluation", progress)]
     by_strength = dict(zip(strengths, outcomes[1:], strict=False))
-    return Evaluation(outcomes[0], by_strength, tuple(outcomes[1 + len(strengths) :]), seed)
+    others = outcomes[1 + len(strengths) :]
+    by_control = dict(zip(controls, others, strict=False))
+    return Evaluation(outcomes[0], by_strength, tuple(others[len(controls) :]), seed, by_control)
 
 
 def random_deltas(deltas: Deltas, count: int, seed: int) -> list[dict[int, Tensor]]:

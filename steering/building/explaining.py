@@ -10,7 +10,7 @@ from steering.building.attribution import (
     attribute_answer,
     attribute_prompt,
 )
-from steering.building.grains import GrainsOptions
+from steering.building.grains_options import GrainsOptions
 from steering.building.highlighting import ScoredTokens
 from steering.building.pairs import TokenisedPair
 from steering.building.token_texts import token_texts

@@ -149,14 +149,15 @@ def score_rows(report: Record) -> Iterator[Row]:
 def control_rows(controls: Any) -> Iterator[Row]:
     """Yield a row per control of a mapping name -> numbers, or of a list of numbers with a `name`.
 
-    What has no column of its own is told in the row's notes.
+    `advantage` is the profile's over it. What has no column of its own is told in the row's notes.
     """
     named = controls.items() if isinstance(controls, Mapping) else ((each["name"], each) for each in controls)
     for name, told in named:
         costs = {column: told[column] for column in COLUMNS if column in told}
-        others = told.keys() - {"name", "score", "effect", *costs}
-        notes = "; ".join(f"{words(key)} {plain(told[key])}" for key in sorted(others))
-        yield Row(words(name), told.get("score"), told.get("effect"), costs, notes)
+        others = told.keys() - {"name", "score", "effect", "advantage", *costs}
+        notes = [f"the profile does {interval(told['advantage'])} better"] if told.get("advantage") else []
+        notes += [f"{words(key)} {plain(told[key])}" for key in sorted(others)]
+        yield Row(words(name), told.get("score"), told.get("effect"), costs, "; ".join(notes))
 
 
 def cost_columns(rows: Sequence[Row]) -> dict[str, str]:

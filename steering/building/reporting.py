@@ -32,10 +32,19 @@ def headline(evaluation: Evaluation, metric: str, direction: int) -> dict[str, A
             "mean": rounded(direction * sum(random) / len(random)),
             "strongest": rounded(direction * max(random)),
         },
+        "controls": {name: against_control(evaluation, name, direction) for name in evaluation.controls},
         "fluency": {name: fluency(outcome) for name, outcome in sides(evaluation).items()},
         "damage": {name: damage(outcome) for name, outcome in sides(evaluation).items()},
         "choices": {name: choices(outcome) for name, outcome in sides(evaluation).items()},
         "works": evaluation.works,
+    }
+
+
+def against_control(evaluation: Evaluation, control: str, direction: int) -> dict[str, Any]:
+    """Return a control's score, and how far the profile is above it, towards the behaviour."""
+    return {
+        "score": rounded(direction * evaluation.controls[control].score),
+        "advantage": interval(evaluation.advantage(control)),
     }
 
 
@@ -55,13 +64,23 @@ def report(
     prompts: list[str],
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Return the headline, dose-response, every random direction, samples, and a calibration's trials."""
+    """Return headline, dose-response, controls, random directions, samples, and a calibration's trials."""
     return {
         "headline": headline(evaluation, metric, direction),
         "dose_response": dose_response(evaluation, direction),
+        "controls": {name: told_control(evaluation, name, direction) for name in evaluation.controls},
         "random_scores": [rounded(direction * outcome.score) for outcome in evaluation.random],
         "samples": samples(evaluation, prompts),
         "calibration": trials(calibration) if calibration is not None else [],
+    }
+
+
+def told_control(evaluation: Evaluation, control: str, direction: int) -> dict[str, Any]:
+    """Return all that is known of a control: score, effect, costs, and the profile's advantage over it."""
+    return {
+        **against_control(evaluation, control, direction),
+        "effect": interval(evaluation.control_effect(control)),
+        **costs(evaluation.controls[control]),
     }
 
 

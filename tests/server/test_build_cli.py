@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from server.build_cli import Method, build
 from steering.building.builders import BUILDERS
-from steering.building.grains import PRESETS, GrainsOptions
+from steering.building.grains_options import PRESETS, GrainsOptions
 from tests.tiny_models import save_tiny
 from vector_store.local import LocalStore
 

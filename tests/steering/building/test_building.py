@@ -9,7 +9,7 @@ import torch
 
 from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.calibration import DamageBound
-from steering.building.grains import GrainsOptions
+from steering.building.grains_options import GrainsOptions
 from steering.building.memo import Memo
 from steering.building.metrics import read_metric
 from steering.building.questions import NeutralText, neutral_text
@@ -51,6 +51,17 @@ def test_the_report_holds_both_bounds_of_the_evidence(llama: LoadedModel, pairs_
     assert built.evidence["effect"]["low"] <= built.evidence["effect"]["mean"]
     assert len(built.report["calibration"]) == 4
     assert json.loads(json.dumps(built.report, allow_nan=False)) == built.report
+
+
+def test_the_report_compares_with_other_directions_from_the_same_pairs(
+    llama: LoadedModel, pairs_path: Path
+) -> None:
+    options = replace(OPTIONS, layers=((2,),), doses=(0.1,))
+    grains = build(llama, pairs_path, options)
+    other = build(llama, pairs_path, replace(options, method="mean_difference"))
+    assert list(grains.report["controls"]) == ["mean_difference", "random_tokens"]
+    assert list(other.report["controls"]) == ["random_tokens"]
+    assert grains.evidence["controls"]["mean_difference"]["score"] == other.evidence["steered"]
 
 
 def test_the_dose_is_stated_with_its_damage_and_its_safe_strengths(
@@ -108,7 +119,8 @@ def test_every_stage_tells_how_far_it_is(llama: LoadedModel, pairs_path: Path) -
         OPTIONS,
         lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
     )
-    assert list(seen) == ["attribution", "activations", "calibration", "safe range", "evaluation"]
+    stages = ["attribution", "activations", "calibration", "safe range", "controls", "evaluation"]
+    assert list(seen) == stages
     for steps in seen.values():
         assert steps == [(done, steps[-1][1]) for done in range(len(steps))]
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from steering.building.ablation import BASELINES, ablate
 from steering.building.activations import mean_activations, median_norms
 from steering.building.attribution import AttributionOptions, attribute_answer
-from steering.building.grains import PAPER, GrainsOptions, Scorer, first_component, grains, told
+from steering.building.grains import first_component, grains
+from steering.building.grains_options import PAPER, GrainsOptions
 from steering.building.mean_difference import mean_difference
 from steering.building.pairs import Pair, TokenisedPair, TokenSequence
+from steering.building.scoring import Scorer, told
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 

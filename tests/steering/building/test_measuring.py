@@ -225,6 +225,27 @@ def test_every_strength_has_its_interval_and_its_costs_in_the_report() -> None:
     assert len(found["random_scores"]) == 3
 
 
+def test_a_control_is_told_with_its_costs_and_how_far_the_profile_is_above_it() -> None:
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        size = sum(float(delta.sum()) for delta in deltas.values())
+        return outcome([size, size + 1], loss=4 + abs(size))
+
+    controls = {"mean_difference": {0: torch.tensor([0.25])}, "random_tokens": {0: torch.tensor([2.0])}}
+    evaluation = evaluate({0: torch.tensor([1.0])}, measure, random_directions=3, controls=controls)
+    found = report(evaluation, "m", -1, ["a", "b"])
+    told = found["controls"]["mean_difference"]
+    assert told["score"] == -0.75
+    assert told["loss"] == 4.25
+    assert told["effect"] == dict.fromkeys(("mean", "low", "high"), 0.25)
+    assert told["advantage"] == dict.fromkeys(("mean", "low", "high"), 0.75)
+    assert found["controls"]["random_tokens"]["advantage"]["mean"] == -1
+    assert found["headline"]["controls"]["random_tokens"] == {
+        "score": -2.5,
+        "advantage": dict.fromkeys(("mean", "low", "high"), -1.0),
+    }
+    assert len(found["random_scores"]) == 3
+
+
 def test_an_answer_repeats_itself_when_four_words_return() -> None:
     assert repeats_itself("the sea is wide, and The sea is wide")
     assert not repeats_itself("the sea is wide, and the sea is deep")

@@ -55,14 +55,19 @@ class Markup(HTMLParser):
 
 def test_the_headline_is_told_with_its_interval_and_its_controls(manifest: Any, report: Any) -> None:
     report["controls"] = {
-        "mean_difference": {"score": 1.875, "effect": report["headline"]["effect"], "pairs": 50}
+        "mean_difference": {
+            "score": 1.875,
+            "effect": report["headline"]["effect"],
+            "advantage": {"mean": 0.5, "low": 0.25, "high": 0.75},
+            "pairs": 50,
+        }
     }
     text = Markup(report_page(manifest, report, {})).text
     assert "+2.42 (1.65 to 3.27)" in text
     assert "10 random directions, strongest" in text
     assert "mean difference" in text
     assert "1.88" in text
-    assert "mean difference: pairs 50" in text
+    assert "mean difference: the profile does +0.5 (0.25 to 0.75) better; pairs 50" in text
 
 
 def test_controls_may_be_a_list(manifest: Any, report: Any) -> None:
