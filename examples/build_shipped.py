@@ -8,34 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 PAIRS = Path("examples/pairs")
 SHIPPED = Path("vector_store/shipped")
 
-# Methods, blocks and doses are those around the best of a wider search on dev prompts. GrAInS made the
-# poetic answers repeat themselves at every dose that showed, so those come from the mean difference.
-GRAINS = ["--method", "grains", "--layers", "12,15,18", "--dose", "0.15", "--dose", "0.2", "--dose", "0.25"]
-MEAN_DIFFERENCE = ["--method", "mean_difference", "--layers", "12,15"]
-
-
-@dataclass(frozen=True, slots=True)
-class Shipped:
-    description: str
-    options: list[str]
-
-
+# The blocks and doses around the best of a wider search on dev prompts.
+SEARCH = ["--layers", "9,12", "--dose", "0.1", "--dose", "0.125"]
 PROFILES = {
-    "cheerful": Shipped("Upbeat, warm answers; negative strengths make them gloomy.", GRAINS),
-    "formal": Shipped(
-        "Formal, courteous answers without contractions; negative strengths make them casual.", GRAINS
-    ),
-    "poetic": Shipped(
-        "Lyrical answers full of images; negative strengths make them dry and technical.",
-        [*MEAN_DIFFERENCE, "--dose", "0.1", "--dose", "0.125"],
-    ),
-    "ocean": Shipped("Answers that bring in the sea.", [*MEAN_DIFFERENCE, "--dose", "0.15", "--dose", "0.2"]),
+    "cheerful": "Upbeat, warm answers; negative strengths make them gloomy.",
+    "formal": "Formal, courteous answers without contractions; negative strengths make them casual.",
+    "poetic": "Lyrical answers full of images; negative strengths make them dry and technical.",
+    "ocean": "Answers that bring in the sea.",
 }
 
 
@@ -44,12 +28,12 @@ def main(names: list[str]) -> None:
         build(name, PROFILES[name])
 
 
-def build(name: str, shipped: Shipped) -> None:
+def build(name: str, description: str) -> None:
     command = [sys.executable, "-m", "server", "build", str(PAIRS / f"{name}.jsonl"), "--name", name]
-    command += ["--description", shipped.description, "--store", str(SHIPPED)]
+    command += ["--description", description, "--store", str(SHIPPED)]
     command += ["--metric", str(PAIRS / f"{name}.metric.json"), "--test", str(PAIRS / f"{name}.test.jsonl")]
     with replaced(SHIPPED / name):
-        subprocess.run([*command, *shipped.options], check=True)
+        subprocess.run([*command, *SEARCH], check=True)
     (SHIPPED / ".lock").unlink(missing_ok=True)
 
 

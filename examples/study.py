@@ -1,6 +1,6 @@
 """Compare ways to build a vector at one block and dose, over build seeds: the tables of docs/evidence.md.
 
-Run: python examples/study.py cheerful --block 12 --dose 0.15 --ways direction random --tokens 1 2
+Run: python examples/study.py cheerful --block 12 --dose 0.15 --ways influence random --tokens 1 2
 
 Pairs, metric and held-out prompts are those of examples/pairs. Each pair is attributed once; a seed is
 another choice of 50 pairs, as `grainserve build --seed` makes it. What is printed at the end is paired by
@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -23,8 +23,10 @@ from rich.progress import track
 from torch import Tensor, cosine_similarity
 
 from steering.building.activations import median_norms
+from steering.building.attribution import AttributionOptions
 from steering.building.building import split_pairs
 from steering.building.calibration import Setting, deltas_at
+from steering.building.contrastive_gradient import contrastive_gradients
 from steering.building.damage import accuracy_change, measure_damage
 from steering.building.evaluation import paired_interval, random_deltas
 from steering.building.grains import contrast_vectors
@@ -42,11 +44,14 @@ from steering.loading import LoadedModel, load_model
 PAIRS = Path(__file__).parent / "pairs"
 MOST_TOKENS = 8
 DEFAULT = GrainsOptions(tokens=MOST_TOKENS)
+INTEGRATED = replace(DEFAULT, attribution=AttributionOptions())
 WAYS: dict[str, GrainsOptions] = {
-    "response": replace(DEFAULT, reading="response"),
-    "direction": replace(DEFAULT, reading="direction"),
-    "demonstration": replace(DEFAULT, reading="demonstration"),
-    "shared": replace(DEFAULT, reading="shared"),
+    "response": replace(INTEGRATED, reading="response"),
+    "direction": replace(INTEGRATED, reading="direction"),
+    "influence": DEFAULT,
+    "integrated influence": INTEGRATED,
+    "demonstration": replace(INTEGRATED, reading="demonstration"),
+    "shared": replace(INTEGRATED, reading="shared"),
     "random": replace(DEFAULT, control=True),
     "paper": PAPER,
 }
@@ -71,6 +76,7 @@ class Study:
         self._pairs = read_pairs(PAIRS / f"{asked.behaviour}.jsonl")
         self._measure = measure_of(loaded, asked.behaviour)
         self._setting = Setting((asked.block,), asked.dose)
+        self._scorers: dict[str, Scorer] = {}
 
     def run(self) -> dict[str, Any]:
         asked = self._asked
@@ -79,7 +85,9 @@ class Study:
         for seed in asked.seeds:
             norms = self._norms(seed)
             for vector in self._vectors(seed):
-                outcome = self._measure(deltas_at(self._setting, vector.vectors, norms), True)
+                # What it costs hardly differs between seeds and takes longer than the score.
+                deltas = deltas_at(self._setting, vector.vectors, norms)
+                outcome = self._measure(deltas, seed == asked.seeds[0])
                 found.setdefault(vector.way, []).append(outcome)
                 if vector.way == BASE:
                     base = vector.vectors[asked.block]
@@ -91,10 +99,12 @@ class Study:
         return {"asked": {**vars(asked), "cache_dir": "", "output": ""}, "seeds": rows, "summary": summary}
 
     def _vectors(self, seed: int) -> Iterator[Vector]:
-        """Yield the mean difference, then every way with every count of tokens."""
+        """Yield the mean difference, the contrastive gradient, and every way with every count of tokens."""
         build = split_pairs(self._pairs, seed, with_test=False).build
         chosen = [self._pairs.pairs.index(pair) for pair in build]
         yield Vector(BASE, seed, mean_difference(self._loaded, tokenise_pairs(self._loaded, build)), 0.0)
+        if self._asked.gradient:
+            yield Vector("contrastive gradient", seed, self._gradients[:, chosen].mean(1), 0.0)
         for way in self._asked.ways:
             options = replace(WAYS[way], block=self._asked.block, seed=seed)
             contrasts = self._contrasts(way, options, chosen)
@@ -107,13 +117,22 @@ class Study:
 
     def _contrasts(self, way: str, options: GrainsOptions, chosen: Sequence[int]) -> list[Contrast]:
         """Return the pairs' attributions; a direction is the mean difference of all others of the file."""
-        scorer = Scorer(self._loaded, self._pairs.pairs, options)
+        if options.control:
+            drawn = Scorer(self._loaded, self._pairs.pairs, options)
+            return [drawn.contrast(number) for number in chosen]
+        if way not in self._scorers:
+            self._scorers[way] = Scorer(self._loaded, self._pairs.pairs, options)
+        scorer = self._scorers[way]
         folder = self._asked.cache_dir / "study" / f"{self._asked.behaviour} {way} {options.block}"
-        memo = Memo(None if options.control else folder)
+        memo = Memo(folder)
         return [
             CONTRAST.validate_python(memo.recall(f"{number}", partial(scorer.told_contrast, number)))
             for number in track(chosen, way, console=Console(stderr=True))
         ]
+
+    @cached_property
+    def _gradients(self) -> Tensor:
+        return contrastive_gradients(self._loaded, tokenise_pairs(self._loaded, self._pairs.pairs))
 
     def _norms(self, seed: int) -> Tensor:
         build = split_pairs(self._pairs, seed, with_test=False).build
@@ -139,17 +158,16 @@ def told(vector: Vector, found: Outcome, unsteered: Outcome, cosine: float) -> d
     row = {"way": vector.way, "seed": vector.seed, "score": found.score, "cosine": cosine, "gap": vector.gap}
     row |= costs(found, unsteered)
     print(
-        f"seed {vector.seed} {vector.way:24} {found.score:6.2f}, cosine {cosine:.2f}, gap {vector.gap:.1%}, "
-        f"loss {row['loss']:+.1%}, accuracy {row['accuracy']:+.0%}, log p {row['log_probability']:+.2f}, "
-        f"distinct-2 {row['distinct_2']:+.2f}",
+        {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
         flush=True,
     )
     return row
 
 
 def costs(found: Outcome, unsteered: Outcome) -> dict[str, float]:
-    assert found.fluency
-    assert found.damage
+    """Return the changes, those of loss and distinct word pairs relative; nothing where not measured."""
+    if found.fluency is None or found.damage is None:
+        return {}
     assert unsteered.fluency
     assert unsteered.damage
     return {
@@ -170,8 +188,7 @@ def summarised(found: dict[str, list[Outcome]]) -> Iterator[dict[str, Any]]:
         against = {"unsteered", BASE, way.replace(way.split(",")[0], "random")} & scores.keys() - {way}
         for other in sorted(against):
             row[f"over {other}"] = asdict(paired_interval(mine.tolist(), scores[other].tolist(), 0))
-        told_costs = [costs(outcome, unsteered) for outcome in found[way]]
-        row |= {name: fmean(each[name] for each in told_costs) for name in told_costs[0]}
+        row |= costs(found[way][0], unsteered)
         print(way, {key: shortened(value) for key, value in row.items() if key != "way"}, flush=True)
         yield row
 
@@ -204,8 +221,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=12)
     parser.add_argument("--dose", type=float, default=0.15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["direction", "random"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["influence", "random"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2], help=f"up to {MOST_TOKENS}")
+    parser.add_argument("--gradient", action="store_true", help="the contrastive gradient beside them")
     parser.add_argument("--directions", type=int, default=0, help="random directions beside them")
     parser.add_argument("--cache-dir", type=Path, default=user_cache_path("grainserve"))
     parser.add_argument("--output", type=Path)

@@ -7,7 +7,7 @@ import typer
 
 from server.cli_options import CacheDirOption, DeviceOption, MaxTokensOption, ModelOption, StoreOption
 
-Method = Literal["grains", "mean_difference"]
+Method = Literal["grains", "mean_difference", "contrastive_gradient"]
 
 
 def grains_option(told: str, *names: str, **bounds: Any) -> Any:
@@ -56,14 +56,14 @@ def build(
         grains_option("What the options below are unless given."),
     ] = "default",
     reading: Annotated[
-        Literal["shared", "authors", "response", "demonstration", "direction"] | None,
+        Literal["shared", "authors", "response", "demonstration", "direction", "influence"] | None,
         grains_option("Whose tokens are scored, by what; see docs/design.md."),
     ] = None,
     last_token: Annotated[
         bool | None, grains_option("Score by the answers' last token alone.", "--last-token/--whole-answer")
     ] = None,
     attribution: Annotated[
-        Literal["integrated", "expected", "smooth", "gradient"] | None,
+        Literal["integrated", "expected", "smooth", "gradient", "ablation"] | None,
         grains_option("How gradients become scores."),
     ] = None,
     baseline: Annotated[

@@ -6,7 +6,7 @@ arXiv 1906.10670; SmoothGrad, arXiv 1706.03825. What is scored, by which objecti
 - `attribute_answer`, the authors' code: an answer's tokens, by the answer's own log-probability;
 - `attribute_demonstration`, ours: the tokens of an answer that stands in the conversation as an example, by
   how much likelier it makes another pair's preferred answer than its dispreferred one;
-- `attribute_direction`, ours: an answer's tokens, by how far they turn a block's output along a direction.
+- `attribute_direction`, ours: an answer's tokens, by how far they move a block's output along a direction.
 """
 
 import copy
@@ -31,7 +31,7 @@ TOLERANCE, STEPS, MOST_STEPS = 0.05, 16, 512
 BATCH_TOKENS = 1024
 SMOOTH_NOISE = 0.1
 
-Method = Literal["integrated", "expected", "smooth", "gradient"]
+Method = Literal["integrated", "expected", "smooth", "gradient", "ablation"]
 # Maps inputs [steps, length, hidden_size] to scores [steps], differentiably.
 Objective = Callable[[Tensor], Tensor]
 
@@ -56,7 +56,8 @@ class AttributionOptions:
 
     method: `integrated` along the straight path from the baseline; `expected`, integrated from several
     baselines drawn from the embedding table; `smooth`, the gradient averaged over noisy inputs; `gradient`,
-    at the input. The last two are multiplied by input minus baseline.
+    at the input, both multiplied by input minus baseline; `ablation`, the objective's fall when the baseline
+    stands in for that token alone.
     steps: gradients to begin with. tolerance: the completeness gap to reach by halving the rough parts of
     the path; infinite: one Gauss-Legendre rule of `steps`. most_steps: where the halving ends.
     samples: of baselines. noise: its deviation, a share of the inputs' root mean square.
@@ -70,6 +71,11 @@ class AttributionOptions:
     samples: int = 4
     noise: float = SMOOTH_NOISE
     batch_tokens: int = BATCH_TOKENS
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether scores must sum to the objective's change: a gap then tells of steps that are too few."""
+        return self.method in ("integrated", "expected")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,9 +157,9 @@ def attribute_direction(
     baseline: Tensor,
     options: AttributionOptions = AttributionOptions(),
 ) -> Attribution:
-    """Return the scores of the answer's tokens, [answer length], for the cosine to the direction.
+    """Return the scores of the answer's tokens, [answer length], by how far they move it along the direction.
 
-    The objective sums, over the answer, the cosine between the block's output and direction [hidden_size].
+    The objective is the mean over the answer of the block's output, projected on direction [hidden_size].
     """
     unit = normalize(direction.float().to(loaded.device), dim=0)
     cache = prefix_cache(loaded, sequence.ids[: sequence.start])
@@ -163,7 +169,7 @@ def attribute_direction(
         output = block_output(
             loaded, block, inputs_embeds=points, past_key_values=past, use_cache=past is not None
         )
-        return (normalize(output.float(), dim=-1) @ unit).sum(1)
+        return (output.float() @ unit).mean(1)
 
     answer = sequence.ids[sequence.start :]
     return attribute(loaded, Question(objective, embed(loaded, answer), len(answer)), baseline, options)
@@ -264,6 +270,8 @@ def attribute(
         return averaged(found)
     if options.method == "integrated":
         return integrated_gradients(asked.objective, asked.inputs, baseline, options, at_a_time)
+    if options.method == "ablation":
+        return single_ablations(asked.objective, asked.inputs, baseline, at_a_time)
     return local_gradients(asked.objective, asked.inputs, baseline, options, at_a_time)
 
 
@@ -306,6 +314,22 @@ def local_gradients(
     scores = path.scores_around_input(copies, deviation).mean(0)
     first, last = path.values([0.0, 1.0])
     return accounted(scores, last - first, copies)
+
+
+def single_ablations(objective: Objective, inputs: Tensor, baseline: Tensor, at_a_time: int) -> Attribution:
+    """Return by how much the objective falls when the baseline stands in for each token alone.
+
+    What integrated gradients would give on a path that moves only this token. They need not add up: the gap
+    is what tokens do together. steps: forward passes of one sequence.
+    """
+    absent = baseline.to(inputs).expand_as(inputs)
+    alone = torch.eye(len(inputs), dtype=torch.bool, device=inputs.device)[:, :, None]
+    with torch.no_grad():
+        whole, none = objective(torch.stack([inputs, absent])).float().cpu()
+        left = [
+            objective(torch.where(chosen, absent, inputs)).float().cpu() for chosen in alone.split(at_a_time)
+        ]
+    return accounted(whole - torch.cat(left), float(whole - none), len(inputs))
 
 
 def averaged(found: Sequence[Attribution]) -> Attribution:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from steering.building.contrastive_gradient import contrastive_gradient
 from steering.building.grains import Grains, grains
 from steering.building.grains_options import GrainsOptions
 from steering.building.mean_difference import mean_difference
@@ -41,12 +42,15 @@ def build_grains(
 ) -> Directions:
     built = grains(loaded, pairs, options, progress, memo)
     parameters = {**plain(asdict(options)), **completeness(built, options)}
-    examples = [told(loaded, *each) for each in zip(pairs[:TOLD], built.contrasts, strict=False)]
+    adds_up = options.attribution.adds_up
+    examples = [told(loaded, *each, adds_up) for each in zip(pairs[:TOLD], built.contrasts, strict=False)]
     return Directions(built.vectors, parameters, examples)
 
 
 def completeness(built: Grains, options: GrainsOptions) -> dict[str, Any]:
-    """Return how well the attributions add up: median and largest gap, and how many miss the tolerance."""
+    """Return how well attributions add up that must: median and largest gap, how many miss the tolerance."""
+    if not options.attribution.adds_up:
+        return {}
     missed = sum(gap > options.attribution.tolerance for gap in built.gaps)
     return {
         "median_completeness_gap": round(median(built.gaps), 4),
@@ -67,6 +71,12 @@ def build_mean_difference(
     return Directions(mean_difference(loaded, tokenise_pairs(loaded, pairs), progress))
 
 
+def build_contrastive_gradient(
+    loaded: LoadedModel, pairs: Sequence[Pair], _options: GrainsOptions, progress: Progress, _memo: Memo
+) -> Directions:
+    return Directions(contrastive_gradient(loaded, tokenise_pairs(loaded, pairs), progress))
+
+
 def build_random_tokens(
     loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions, progress: Progress, memo: Memo
 ) -> Directions:
@@ -74,10 +84,15 @@ def build_random_tokens(
     return build_grains(loaded, pairs, replace(options, control=True), progress, memo)
 
 
-BUILDERS: dict[str, Builder] = {"grains": build_grains, "mean_difference": build_mean_difference}
+BUILDERS: dict[str, Builder] = {
+    "grains": build_grains,
+    "mean_difference": build_mean_difference,
+    "contrastive_gradient": build_contrastive_gradient,
+}
 # What a profile is compared with, at its own blocks and dose.
 CONTROLS: dict[str, Builder] = {
     "mean_difference": build_mean_difference,
+    "contrastive_gradient": build_contrastive_gradient,
     "random_tokens": build_random_tokens,
 }
 

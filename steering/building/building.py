@@ -124,7 +124,8 @@ def build_vectors(
     bench = with_neutral_text(loaded, make_bench(loaded, split, metric, test_prompts, options))
     bench = with_memo(bench, memo)
     candidates = settings(loaded, options)
-    directions = BUILDERS[options.method](loaded, split.build, options.grains, progress, memo)
+    grains = at_tried_block(options.grains, candidates)
+    directions = BUILDERS[options.method](loaded, split.build, grains, progress, memo)
     norms = median_norms(loaded, [pair.preferred for pair in build])
     found = calibrate(
         directions.vectors, norms, bench.dev, candidates, options.bound, progress, options.evidence
@@ -132,7 +133,7 @@ def build_vectors(
     deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
     controls = {}
     if bench.test is not None and options.evidence:
-        vectors = control_vectors(loaded, split.build, options.method, options.grains, progress)
+        vectors = control_vectors(loaded, split.build, options.method, grains, progress)
         controls = {name: deltas_at(found.chosen.setting, each, norms) for name, each in vectors.items()}
     evidence, details = gather_evidence(bench, deltas, controls, found, options, progress)
     calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
@@ -218,6 +219,12 @@ def settings(loaded: LoadedModel, options: BuildOptions) -> list[Setting]:
         if not 0 <= layer < len(loaded.blocks):
             raise InvalidRequest(f"there is no block {layer}: the model has 0 to {len(loaded.blocks) - 1}")
     return [Setting(chosen, dose) for chosen in layers for dose in options.doses]
+
+
+def at_tried_block(grains: GrainsOptions, candidates: Sequence[Setting]) -> GrainsOptions:
+    """Return the options, which score tokens at the middle one of the tried blocks unless they name one."""
+    blocks = sorted({layer for setting in candidates for layer in setting.layers})
+    return grains if grains.block is not None else replace(grains, block=blocks[(len(blocks) - 1) // 2])
 
 
 def gather_evidence(

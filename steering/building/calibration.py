@@ -13,7 +13,7 @@ from steering.building.progress import Progress, silent, tracked
 from steering.errors import InvalidPairs
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6)
-DOSES = (0.15, 0.2, 0.25, 0.3)
+DOSES = (0.05, 0.1, 0.15, 0.2)
 # Where a chosen dose is measured once more: for its safe range, and for the evidence.
 STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 ROUNDING = 1e-9
@@ -26,8 +26,8 @@ class DamageBound:
     log_probability: nats per token that the answers may be less likely under the unsteered model;
     distinct_2: share of the unsteered answers' distinct word pairs that must remain;
     loss: share of the unsteered loss on neutral text by which it may rise;
-    accuracy: share of the questions that may be lost on balance, the same questions paired. A calibration
-    asks 50, so 0.02 is one question, less than chance alone moves: it stops a fall, it measures none.
+    accuracy: share of the questions that may be lost on balance, the same questions paired. Of 100 that is
+    two, less than chance alone moves: it stops a fall, it measures none.
     """
 
     log_probability: float = 0.6

@@ -38,9 +38,7 @@ class Explanation:
     steps: int
 
 
-def explain_pair(
-    loaded: LoadedModel, pair: TokenisedPair, options: GrainsOptions = GrainsOptions()
-) -> tuple[Explanation, ...]:
+def explain_pair(loaded: LoadedModel, pair: TokenisedPair, options: GrainsOptions) -> tuple[Explanation, ...]:
     """Return the prompt by the contrast of its answers, and either answer by its own log-probability."""
     baseline = BASELINES[options.baseline](loaded)
     prompt = attribute_prompt(loaded, pair, baseline, options.attribution)

@@ -6,7 +6,9 @@ Source: GrAInS, arXiv 2507.18043, section 3. Readings of it, by whose tokens are
 - `response`: each answer's, by its log-probability;
 - `demonstration`: each answer's, by how much likelier it makes another pair's preferred answer than its
   dispreferred one, when it stands in the conversation as an example;
-- `direction`: each answer's, by how far it turns a block's output along the other pairs' mean difference.
+- `direction`: each answer's, by how far it turns a block's output along the other pairs' mean difference;
+- `influence`: each answer's, by how far it turns a block's output the way that makes the other pairs'
+  preferred answers likelier and their dispreferred ones less likely: along their contrastive gradient.
 What differs from the paper by default is what measurement asked for, see docs/evidence.md; PAPER differs
 in nothing.
 """
@@ -70,7 +72,7 @@ def grains(
 
 def refuse_unfinished(gaps: Sequence[float], options: AttributionOptions) -> None:
     """Raise InvalidPairs if attributions that should add up mostly do not."""
-    if options.method in ("integrated", "expected") and options.tolerance < float("inf"):
+    if options.adds_up and options.tolerance < float("inf"):
         missed = sum(gap > options.tolerance for gap in gaps)
         if 2 * missed > len(gaps):
             raise InvalidPairs(

@@ -1,14 +1,16 @@
 """How GrAInS directions are found: every choice that a build can make, and the named presets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from steering.building.attribution import AttributionOptions
 
-# Share of the blocks below the one whose activations the reading `direction` looks at.
-SCORED_DEPTH = 0.6
+# Share of the blocks below the one whose activations the readings `direction` and `influence` look at.
+SCORED_DEPTH = 0.4
 
-Reading = Literal["shared", "authors", "response", "demonstration", "direction"]
+ABLATION = AttributionOptions(method="ablation")
+
+Reading = Literal["shared", "authors", "response", "demonstration", "direction", "influence"]
 Summary = Literal["mean", "component", "unsigned_component"]
 
 
@@ -20,15 +22,16 @@ class GrainsOptions:
     (readings `shared` and `response`). baseline: where the attribution starts; ablation: what stands in for
     a token that is taken out. tokens: how many are taken out at most. read: the activations compared, a mean
     over the answer or the last token's. summary: of the pairs' shifts. control: random tokens are taken out
-    instead, as many. block: whose activations the reading `direction` looks at; None: at SCORED_DEPTH.
+    instead, as many. block: whose activations the readings `direction` and `influence` look at; None: at
+    SCORED_DEPTH.
     """
 
-    reading: Reading = "response"
+    reading: Reading = "influence"
     last_token: bool = False
-    attribution: AttributionOptions = field(default_factory=AttributionOptions)
+    attribution: AttributionOptions = ABLATION
     baseline: Literal["mean", "zero", "pad"] = "mean"
     ablation: Literal["mean", "zero", "pad", "mask"] = "mean"
-    tokens: int = 10
+    tokens: int = 2
     read: Literal["answer", "last_token"] = "answer"
     summary: Summary = "mean"
     control: bool = False

@@ -1,6 +1,7 @@
 """Pictures of a report as PNG bytes: dose-response, effect by block, and tokens coloured by score."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from steering.building.drawing import INK, as_png, tidy
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 Report = Mapping[str, Any]
 
-STEERED, RANDOM, DAMAGE = "#1f6f8b", "#9a9a9a", "#b5651d"
+STEERED, RANDOM, DAMAGE, CONTROL = "#1f6f8b", "#9a9a9a", "#b5651d", "#7b3294"
+CONTROL_MARKS = ("D", "^", "x", "v")
 DOSE_COLOURS = ("#a6cee3", "#5fa2ce", "#1f78b4", "#08519c", "#08306b", "#000000")
 
 METRIC_UNITS = {"margin": "margin (nats per token)"}
@@ -63,10 +65,13 @@ def draw_scores(panel: "Axes", points: Sequence[Report], report: Report) -> None
         panel.axhline(unsteered, color=INK, linewidth=0.9, linestyle="--", label="unsteered")
     draw_random(panel, report.get("random_scores", []), spread=0.02 * (max(strengths) - min(strengths)))
     panel.plot(strengths, [point["score"] for point in points], "o-", color=STEERED, label="steered")
+    draw_controls(panel, report.get("controls") or {})
     metric = head.get("metric", "score")
     panel.set_ylabel(METRIC_UNITS.get(metric, f"{metric} score"), color=INK, parse_math=False)
     items = f", {head['items']} held-out items" if "items" in head else ""
-    panel.set_title(f"Score by strength{items}", fontsize=11, color=INK, loc="left", pad=24)
+    # The legend stands between the title and the picture: one line of marks, or two.
+    pad = 36 if report.get("controls") else 24
+    panel.set_title(f"Score by strength{items}", fontsize=11, color=INK, loc="left", pad=pad)
     panel.legend(
         fontsize=8,
         frameon=False,
@@ -122,6 +127,12 @@ def draw_random(panel: "Axes", scores: Sequence[float], spread: float) -> None:
     places = [1 + spread * (place - middle) / middle for place in range(len(scores))]
     label = f"{len(scores)} random directions"
     panel.plot(places, scores, "o", color=RANDOM, markersize=4, alpha=0.8, linewidth=0, label=label)
+
+
+def draw_controls(panel: "Axes", controls: Report) -> None:
+    """Draw what other ways found in the same pairs, at strength 1; each with a mark of its own."""
+    for (name, control), mark in zip(controls.items(), cycle(CONTROL_MARKS), strict=False):
+        panel.plot([1], [control["score"]], mark, color=CONTROL, markersize=6, label=name.replace("_", " "))
 
 
 def damage(points: Sequence[Report]) -> tuple[str, str] | None:

@@ -12,7 +12,6 @@ from steering.errors import InvalidRequest
 
 # A calibration measures every sixth passage and every second question at each setting.
 PASSAGE_STRIDE = 6
-QUESTION_STRIDE = 2
 CHOICES = "\n\nChoices:\n"
 
 
@@ -34,7 +33,7 @@ class NeutralText:
 
     def portion(self) -> "NeutralText":
         """Return the fixed part that a calibration can afford at every setting."""
-        return NeutralText(self.passages[::PASSAGE_STRIDE], self.questions[::QUESTION_STRIDE])
+        return NeutralText(self.passages[::PASSAGE_STRIDE], self.questions)
 
 
 @cache

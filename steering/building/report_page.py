@@ -25,6 +25,12 @@ SHOWN = {
     "controls",
     "pairs",
 }
+# What the numbers on the tokens are, by the reading of GrAInS that gave them.
+NATS = "Scores are changes of a log-probability, in nats."
+SCORE_MEANINGS = {
+    "direction": "Scores are how far a token moves the block's output along the mean difference.",
+    "influence": "Scores say how far a token moves the block to where preferred answers are likelier.",
+}
 NO_DIGEST = "0" * 64
 
 
@@ -62,7 +68,7 @@ CAPTIONS = {
     "dose_response.png": (
         "Dose-response",
         "Score at each strength, with the unsteered score as a dashed line and random directions of the same "
-        "length as grey dots; below, what the steering costs.",
+        "length as grey dots and what other ways found in the same pairs; below, what the steering costs.",
     ),
     "effect_by_block.png": (
         "Effect by block",
@@ -88,6 +94,7 @@ def report_page(manifest: Record, report: Record, pictures: Mapping[str, bytes])
             columns=cost_columns(rows),
             figures=list(figures(pictures)),
             pairs=[token_pair(each) for each in report.get("attributions", [])],
+            score_meaning=SCORE_MEANINGS.get(manifest.get("parameters", {}).get("reading"), NATS),
             samples=[side_by_side(sample) for sample in report.get("samples", [])],
             trial_columns=trial_columns(report.get("calibration", [])),
             trials=trial_rows(manifest, report.get("calibration", [])),
@@ -171,7 +178,7 @@ def token_pair(attribution: Record) -> dict[str, Any]:
         {"title": side.title, "tokens": tokens}
         for side, tokens in zip(sides, highlighted(sides), strict=True)
     ]
-    return {**{key: attribution[key] for key in ("line", "prompt", "gap")}, "sides": shown}
+    return {**{key: attribution.get(key) for key in ("line", "prompt", "gap")}, "sides": shown}
 
 
 def side_by_side(sample: Record) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from steering.building.attribution import (
     attribute_prompt,
     attribute_sequence,
 )
+from steering.building.contrastive_gradient import contrastive_gradients
 from steering.building.grains_options import SCORED_DEPTH, GrainsOptions
 from steering.building.pairs import Pair, TokenSequence, tokenise_demonstration, tokenise_pairs
 from steering.building.token_texts import token_texts
@@ -31,6 +32,7 @@ from steering.loading import LoadedModel
 class Scored:
     """A sequence, its tokens' scores from position `first` on, and the positions that are taken out.
 
+    scores: how much each token speaks for this side.
     gap: the completeness gap of the scores; steps: the gradients that they took; taken: most telling first.
     """
 
@@ -133,7 +135,15 @@ class Scorer:
         )
 
     def by_direction(self, number: int) -> Contrast:
-        """Take out of each answer the tokens that most turn the activations its way."""
+        """Take out of each answer the tokens that most turn the activations along the mean difference."""
+        return self._by_turning(number, lambda: self._differences)
+
+    def by_influence(self, number: int) -> Contrast:
+        """Take out of each answer the tokens that most turn the activations along the mean gradient."""
+        return self._by_turning(number, lambda: self._gradients)
+
+    def _by_turning(self, number: int, directions: Callable[[], Tensor]) -> Contrast:
+        """Take out the tokens that turn most along the sum of the other pairs' directions."""
 
         def scored(sequence: TokenSequence, sign: float) -> Scored:
             found = self._found(
@@ -142,7 +152,7 @@ class Scorer:
                     self._loaded,
                     sequence,
                     self._block,
-                    self._differences.sum(0) - self._differences[number],
+                    directions().sum(0) - directions()[number],
                     self._baseline,
                     self._options.attribution,
                 ),
@@ -164,6 +174,11 @@ class Scorer:
         away = mean_activations(self._loaded, [pair.dispreferred for pair in self._tokenised])
         return (towards - away)[self._block]
 
+    @cached_property
+    def _gradients(self) -> Tensor:
+        """Each pair's contrastive gradient at the scored block, [pairs, hidden_size]."""
+        return contrastive_gradients(self._loaded, self._tokenised)[self._block]
+
     def _found(self, tokens: Sequence[int], attribute: Callable[[], Attribution]) -> Attribution:
         """Return the tokens' attribution; the control, which takes out whatever, needs none."""
         return Attribution(torch.zeros(len(tokens)), 0.0, 0.0, 0) if self._options.control else attribute()
@@ -171,14 +186,15 @@ class Scorer:
     def _scored(
         self, sequence: TokenSequence, first: int, found: Attribution, places: Sequence[int], sign: float
     ) -> Scored:
-        """Choose among places, counted from `first`, those with the highest signed scores."""
+        """Choose among places, counted from `first`, those that speak most for the side; sign: its own."""
+        scores = sign * found.scores
         if self._options.control:
             drawn = random.Random(f"{self._options.seed} {sign} {sequence.ids}")
             taken = drawn.sample(places, min(self._options.tokens, len(places)))
         else:
-            taken = strongest(sign * found.scores, places, self._options.tokens)
+            taken = strongest(scores, places, self._options.tokens)
         positions = tuple(first + place for place in taken)
-        return Scored(sequence, first, tuple(found.scores.tolist()), found.gap, found.steps, positions)
+        return Scored(sequence, first, tuple(scores.tolist()), found.gap, found.steps, positions)
 
 
 READINGS: dict[str, Callable[[Scorer, int], Contrast]] = {
@@ -187,15 +203,20 @@ READINGS: dict[str, Callable[[Scorer, int], Contrast]] = {
     "response": Scorer.by_answer,
     "demonstration": Scorer.by_demonstration,
     "direction": Scorer.by_direction,
+    "influence": Scorer.by_influence,
 }
 
 
-def told(loaded: LoadedModel, pair: Pair, contrast: Contrast) -> dict[str, Any]:
-    """Return one pair's attribution for the report: tokens, scores, and which were taken out."""
+def told(loaded: LoadedModel, pair: Pair, contrast: Contrast, adds_up: bool = True) -> dict[str, Any]:
+    """Return one pair's attribution for the report: tokens, scores, and which were taken out.
+
+    adds_up: whether the scores must sum to something, so that a gap means anything.
+    """
+    gap = {"gap": round(max(contrast.towards.gap, contrast.away.gap), 4)} if adds_up else {}
     return {
         "line": pair.line,
         "prompt": pair.messages[-1]["content"],
-        "gap": round(max(contrast.towards.gap, contrast.away.gap), 4),
+        **gap,
         "preferred": told_side(loaded, contrast.towards),
         "dispreferred": told_side(loaded, contrast.away),
     }

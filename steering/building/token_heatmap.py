@@ -45,13 +45,16 @@ class Placed:
     token: HighlightedToken
 
 
+def told_gap(attribution: Mapping[str, Any]) -> str:
+    gap = attribution.get("gap")
+    return "" if gap is None else f", completeness gap {gap:.1%}"
+
+
 def token_heatmap(report: Mapping[str, Any]) -> bytes:
     """Return the PNG of the first pairs of a report's `attributions`."""
     told = report["attributions"]
     pairs = [
-        HeatmapPair(
-            f"line {each['line']}, completeness gap {each['gap']:.1%}: {each['prompt']}", scored_answers(each)
-        )
+        HeatmapPair(f"line {each['line']}{told_gap(each)}: {each['prompt']}", scored_answers(each))
         for each in told[:MOST_PAIRS]
     ]
     count = f"{len(pairs)} of {len(told)} pairs" if len(told) > len(pairs) else f"{len(pairs)} pairs"

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from server.explain_cli import explain
 from server.explain_pair import coloured, warn
 from steering.building.explaining import Explanation, explain_pair
+from steering.building.grains_options import GrainsOptions
 from steering.building.highlighting import ScoredTokens, highlighted
 from steering.building.pairs import Pair, tokenise_pair, tokenise_text
 from steering.building.token_texts import token_texts
@@ -132,7 +133,7 @@ def test_token_texts_join_to_the_text(loaded: LoadedModel, text: str) -> None:
 
 def test_what_is_underlined_speaks_for_its_answer(loaded: LoadedModel) -> None:
     pair = Pair(1, ({"role": "user", "content": "say it"},), "yes, thin ice", "no")
-    for part in explain_pair(loaded, tokenise_pair(loaded, pair)):
+    for part in explain_pair(loaded, tokenise_pair(loaded, pair), GrainsOptions()):
         assert part.scored.ablated
         assert all(part.scored.scores[place] > 0 for place in part.scored.ablated)
 

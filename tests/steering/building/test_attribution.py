@@ -10,6 +10,7 @@ from captum.attr import IntegratedGradients
 from torch import Tensor
 
 from steering.building.ablation import BASELINES, ablate, embed, embed_ablated, strongest
+from steering.building.activations import mean_activations
 from steering.building.attribution import (
     Attribution,
     AttributionOptions,
@@ -255,19 +256,35 @@ def test_the_mean_baseline_is_the_mean_of_the_table(llama: LoadedModel) -> None:
     torch.testing.assert_close(BASELINES["mean"](llama), table.mean(0))
 
 
-def test_a_direction_is_scored_by_the_cosine_of_a_blocks_output(llama: LoadedModel, tokenised: Pairs) -> None:
+def test_a_single_ablation_is_scored_by_what_the_objective_loses(
+    llama: LoadedModel, tokenised: Pairs
+) -> None:
+    sequence, baseline = tokenised[0].preferred, BASELINES["mean"](llama)
+    direction = torch.randn(llama.identity.hidden_size, generator=torch.Generator().manual_seed(0))
+    options = AttributionOptions(method="ablation", batch_tokens=2 * len(sequence.ids))
+    found = attribute_direction(llama, sequence, 1, direction, baseline, options)
+    without = [ablate(sequence, [place]) for place in range(sequence.start, len(sequence.ids))]
+    states = mean_activations(llama, [sequence, *without], baseline)[1]
+    along = states @ torch.nn.functional.normalize(direction, dim=0)
+    torch.testing.assert_close(found.scores, along[0] - along[1:], rtol=1e-3, atol=1e-5)
+    assert found.steps == len(without)
+
+
+def test_a_direction_is_scored_by_the_projection_of_a_blocks_output(
+    llama: LoadedModel, tokenised: Pairs
+) -> None:
     sequence, baseline = tokenised[0].preferred, BASELINES["mean"](llama)
     direction = torch.randn(llama.identity.hidden_size, generator=torch.Generator().manual_seed(0))
     found = attribute_direction(llama, sequence, 1, direction, baseline)
     assert found.gap < 0.05
     ablated = ablate(sequence, range(sequence.start, len(sequence.ids)))
     turned = [
-        cosines(llama, embed_ablated(llama, each, baseline), sequence.start, direction)
+        projection(llama, embed_ablated(llama, each, baseline), sequence.start, direction)
         for each in (sequence, ablated)
     ]
     assert found.change == pytest.approx(turned[0] - turned[1], abs=1e-4)
 
 
-def cosines(loaded: LoadedModel, embeddings: Tensor, start: int, direction: Tensor) -> float:
+def projection(loaded: LoadedModel, embeddings: Tensor, start: int, direction: Tensor) -> float:
     states = loaded.model(inputs_embeds=embeddings[None], output_hidden_states=True).hidden_states[2][0]
-    return float(torch.cosine_similarity(states[start:], direction[None], dim=-1).sum())
+    return float((states[start:] @ direction).mean() / direction.norm())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from steering.building.ablation import BASELINES, ablate
 from steering.building.activations import mean_activations, median_norms
-from steering.building.attribution import AttributionOptions, attribute_answer
+from steering.building.attribution import AttributionOptions, attribute_answer, attribute_direction
+from steering.building.contrastive_gradient import contrastive_gradient
+from steering.building.generation import mean_log_probabilities
 from steering.building.grains import first_component, grains
 from steering.building.grains_options import PAPER, GrainsOptions
 from steering.building.mean_difference import mean_difference
@@ -47,6 +50,22 @@ def test_mean_difference_equals_one_computed_from_scratch(llama: LoadedModel, to
     torch.testing.assert_close(mean_difference(llama, tokenised), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+def test_the_contrastive_gradient_is_how_fast_steering_raises_the_margin(
+    llama: LoadedModel, tokenised: Pairs, layer: int
+) -> None:
+    def margin(delta: Tensor) -> float:
+        preferred = mean_log_probabilities(llama, [pair.preferred for pair in tokenised], {layer: delta})
+        others = mean_log_probabilities(llama, [pair.dispreferred for pair in tokenised], {layer: delta})
+        return fmean(preferred) - fmean(others)
+
+    gradient = contrastive_gradient(llama, tokenised)[layer]
+    for seed in range(3):
+        step = 0.02 * torch.randn(gradient.shape, generator=torch.Generator().manual_seed(seed))
+        slope = (margin(step) - margin(-step)) / 2
+        assert slope == pytest.approx(float(gradient @ step), rel=0.05, abs=1e-5)
+
+
 def test_the_last_block_is_read_before_the_final_norm(llama: LoadedModel, tokenised: Pairs) -> None:
     sequence = TokenSequence(tokenised[0].prompt, len(tokenised[0].prompt) - 1)
     last = mean_activations(llama, [sequence])[-1, 0]
@@ -75,7 +94,7 @@ def test_median_norms_are_those_of_the_answers_tokens(llama: LoadedModel, tokeni
 def test_grains_is_the_shift_by_the_strongest_tokens_of_both_answers(
     llama: LoadedModel, raw: tuple[Pair, ...], tokenised: Pairs
 ) -> None:
-    baseline, options = BASELINES["mean"](llama), GrainsOptions(tokens=2)
+    baseline, options = BASELINES["mean"](llama), GrainsOptions(reading="response", tokens=2)
     expected = torch.zeros(len(llama.blocks), llama.identity.hidden_size)
     for pair in tokenised[:2]:
         for sign, sequence in ((1, pair.preferred), (-1, pair.dispreferred)):
@@ -88,15 +107,17 @@ def test_grains_is_the_shift_by_the_strongest_tokens_of_both_answers(
 
 SHARED, AUTHORS = GrainsOptions(reading="shared", tokens=2), GrainsOptions(reading="authors", tokens=2)
 VARIANTS = {
-    "default": GrainsOptions(tokens=2),
+    "default": GrainsOptions(),
+    "response": GrainsOptions(reading="response"),
     "paper": replace(PAPER, tokens=2),
     "shared component": replace(SHARED, summary="component"),
     "shared last token": replace(SHARED, last_token=True, read="last_token"),
     "authors": replace(AUTHORS, read="last_token", summary="unsigned_component"),
-    "response last token": GrainsOptions(tokens=2, last_token=True),
+    "response last token": GrainsOptions(reading="response", tokens=2, last_token=True),
     "demonstration": GrainsOptions(reading="demonstration", tokens=2),
     "direction": GrainsOptions(reading="direction", tokens=2),
     "direction of a block": GrainsOptions(reading="direction", tokens=2, block=1),
+    "influence on a block": GrainsOptions(block=1),
     "masked": GrainsOptions(tokens=2, ablation="mask"),
     "random tokens": GrainsOptions(tokens=2, control=True),
 }
@@ -124,6 +145,21 @@ def test_only_what_the_reading_scores_is_taken_out(
         contrast = Scorer(llama, raw, options).contrast(0)
         assert set(contrast.towards.taken) <= set(allowed)
         assert 0 < len(contrast.towards.taken) <= 2
+
+
+def test_influence_is_scored_along_the_other_pairs_gradient(
+    llama: LoadedModel, raw: tuple[Pair, ...], tokenised: Pairs
+) -> None:
+    others = contrastive_gradient(llama, tokenised[1:3])[1]
+    scored = Scorer(llama, raw[:3], GrainsOptions(block=1)).contrast(0)
+    for side, sequence, sign in (
+        (scored.towards, tokenised[0].preferred, 1),
+        (scored.away, tokenised[0].dispreferred, -1),
+    ):
+        expected = attribute_direction(llama, sequence, 1, others, BASELINES["mean"](llama))
+        assert side.scores == pytest.approx((sign * expected.scores).tolist(), rel=1e-3, abs=1e-5)
+        ranked = sorted((-score, place) for place, score in enumerate(side.scores))
+        assert side.taken == tuple(sequence.start + place for score, place in ranked[:2] if score < 0)
 
 
 def test_a_masked_token_is_neither_attended_to_nor_read(llama: LoadedModel, tokenised: Pairs) -> None:

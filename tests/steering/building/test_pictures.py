@@ -9,9 +9,17 @@ import matplotlib.image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from steering.building.highlighting import HighlightedToken, ScoredTokens, colour, highlighted
-from steering.building.pictures import damage, dose_response, effect_by_block, intervals, pictures
+from steering.building.pictures import (
+    damage,
+    dose_response,
+    draw_controls,
+    effect_by_block,
+    intervals,
+    pictures,
+)
 from steering.building.token_heatmap import token_heatmap, wrapped
 
 SHIPPED = sorted(Path("vector_store/shipped").glob("*/1/report.json"))
@@ -74,6 +82,13 @@ def test_intervals_surround_the_score_in_the_metrics_own_sign() -> None:
 def test_a_points_own_interval_is_drawn() -> None:
     points = [point(0.0, 1.0), point(0.5, 2.0, effect={"mean": 1.0, "low": 0.5, "high": 1.5})]
     assert intervals(points, {}) == [(0.0, 1.0, 1.0), (0.5, 1.5, 2.5)]
+
+
+def test_controls_are_drawn_at_strength_1() -> None:
+    panel = Figure().subplots()
+    draw_controls(panel, {"mean_difference": {"score": 0.5}, "random_tokens": {"score": 0.25}})
+    marks = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+    assert marks == {"mean difference": [[1, 0.5]], "random tokens": [[1, 0.25]]}
 
 
 def test_a_broken_bound_changes_the_picture() -> None:

@@ -70,6 +70,14 @@ def test_the_headline_is_told_with_its_interval_and_its_controls(manifest: Any, 
     assert "mean difference: the profile does +0.5 (0.25 to 0.75) better; pairs 50" in text
 
 
+def test_a_pair_tells_its_gap_only_where_its_scores_must_add_up(manifest: Any, report: Any) -> None:
+    assert "completeness gap 3.4%" in report_page(manifest, report, {})
+    del report["attributions"][0]["gap"]
+    page = report_page({**manifest, "parameters": {"reading": "influence"}}, report, {})
+    assert "completeness gap" not in page
+    assert "to where preferred answers are likelier" in page
+
+
 def test_controls_may_be_a_list(manifest: Any, report: Any) -> None:
     report["controls"] = [{"name": "random tokens", "score": 0.125}]
     assert "random tokens" in Markup(report_page(manifest, report, {})).text
