@@ -92,7 +92,6 @@ BUILDERS: dict[str, Builder] = {
 # What a profile is compared with, at its own blocks and dose.
 CONTROLS: dict[str, Builder] = {
     "mean_difference": build_mean_difference,
-    "contrastive_gradient": build_contrastive_gradient,
     "random_tokens": build_random_tokens,
 }
 
