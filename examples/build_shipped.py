@@ -13,8 +13,8 @@ from pathlib import Path
 PAIRS = Path("examples/pairs")
 SHIPPED = Path("vector_store/shipped")
 
-# The blocks and doses around the best of a wider search on dev prompts.
-SEARCH = ["--layers", "9,12", "--dose", "0.1", "--dose", "0.125"]
+# The block and the doses around the best of a wider search on dev prompts.
+SEARCH = ["--layers", "12", "--dose", "0.1", "--dose", "0.125", "--dose", "0.15"]
 PROFILES = {
     "cheerful": "Upbeat, warm answers; negative strengths make them gloomy.",
     "formal": "Formal, courteous answers without contractions; negative strengths make them casual.",

@@ -56,6 +56,17 @@ WAYS: dict[str, GrainsOptions] = {
     "paper": PAPER,
 }
 BASE = "mean difference"
+HEADINGS = (
+    "way",
+    "score (range)",
+    "over unsteered",
+    "over the mean difference",
+    "over random tokens",
+    "loss",
+    "accuracy",
+    "log p",
+    "distinct-2",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,24 +190,34 @@ def costs(found: Outcome, unsteered: Outcome) -> dict[str, float]:
 
 
 def summarised(found: dict[str, list[Outcome]]) -> Iterator[dict[str, Any]]:
-    """Yield each way's mean over the seeds, with paired intervals over the prompts."""
+    """Yield each way's mean over the seeds, with paired intervals over the prompts; print them as a table."""
     scores = {way: np.mean([each.scores for each in outcomes], axis=0) for way, outcomes in found.items()}
     unsteered = found["unsteered"][0]
+    print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     for way, mine in scores.items():
         row: dict[str, Any] = {"way": way, "score": float(mine.mean())}
         row["range"] = [pick(outcome.score for outcome in found[way]) for pick in (min, max)]
-        against = {"unsteered", BASE, way.replace(way.split(",")[0], "random")} & scores.keys() - {way}
-        for other in sorted(against):
-            row[f"over {other}"] = asdict(paired_interval(mine.tolist(), scores[other].tolist(), 0))
+        control = ", ".join(["random", *way.split(", ")[1:]])
+        for name, other in (("unsteered", "unsteered"), (BASE, BASE), ("random tokens", control)):
+            if other in scores and way not in ("unsteered", other):
+                row[f"over {name}"] = asdict(paired_interval(mine.tolist(), scores[other].tolist(), 0))
         row |= costs(found[way][0], unsteered)
-        print(way, {key: shortened(value) for key, value in row.items() if key != "way"}, flush=True)
+        print(f"| {' | '.join(cells(row))} |", flush=True)
         yield row
 
 
-def shortened(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{value['mean']:+.2f} [{value['low']:.2f}, {value['high']:.2f}]"
-    return str([round(each, 2) for each in value]) if isinstance(value, list) else f"{value:.3f}"
+def cells(row: dict[str, Any]) -> list[str]:
+    low, high = row["range"]
+    differences = [row.get(f"over {other}") for other in ("unsteered", BASE, "random tokens")]
+    return [
+        row["way"],
+        f"{row['score']:.2f} ({low:.2f} to {high:.2f})",
+        *(f"{d['mean']:+.2f} [{d['low']:.2f}, {d['high']:.2f}]" if d else "" for d in differences),
+        f"{row['loss']:+.1%}",
+        f"{100 * row['accuracy']:+.0f}",
+        f"{row['log_probability']:+.2f}",
+        f"{row['distinct_2']:+.0%}",
+    ]
 
 
 def measure_of(loaded: LoadedModel, behaviour: str) -> Measure:

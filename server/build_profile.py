@@ -47,6 +47,8 @@ from vector_store.store import Profile
 
 LIBRARIES = ("grainserve", "torch", "transformers")
 INTERRUPTED = 130
+# What only attributions by gradients know.
+PATH_OPTIONS = ("steps", "tolerance", "most_steps")
 COLUMNS = (
     TextColumn("{task.description:<12}"),
     BarColumn(),
@@ -156,7 +158,15 @@ def read_options(request: BuildRequest) -> BuildOptions:
 def grains_options(request: BuildRequest) -> GrainsOptions:
     """Return the preset with what the command line says otherwise."""
     options = replace(PRESETS[request.preset], seed=request.seed, **given(request.grains))
-    return replace(options, attribution=replace(options.attribution, **given(request.attribution)))
+    asked = given(request.attribution)
+    options = replace(options, attribution=replace(options.attribution, **asked))
+    unused = [name for name in PATH_OPTIONS if name in asked]
+    if unused and options.attribution.method == "ablation":
+        raise InvalidRequest(
+            f"--{unused[0].replace('_', '-')} is about gradients, which single ablations take none of; "
+            "add --attribution integrated"
+        )
+    return options
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:

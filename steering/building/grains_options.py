@@ -19,11 +19,11 @@ class GrainsOptions:
     """How directions are found.
 
     reading: whose tokens are scored, by what. last_token: the objective is the answers' last token alone
-    (readings `shared` and `response`). baseline: where the attribution starts; ablation: what stands in for
-    a token that is taken out. tokens: how many are taken out at most. read: the activations compared, a mean
-    over the answer or the last token's. summary: of the pairs' shifts. control: random tokens are taken out
-    instead, as many. block: whose activations the readings `direction` and `influence` look at; None: at
-    SCORED_DEPTH.
+    (readings `shared` and `response`). attribution: how an objective becomes scores; baseline: where it
+    starts; ablation: what stands in for a token that is taken out. tokens: how many are taken out at most.
+    read: the activations compared, a mean over the answer or the last token's. summary: of the pairs' shifts.
+    control: random tokens are taken out instead, as many. block: whose activations the readings `direction`
+    and `influence` look at; None: at SCORED_DEPTH.
     """
 
     reading: Reading = "influence"

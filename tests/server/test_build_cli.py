@@ -73,6 +73,7 @@ def test_a_profile_is_published_with_its_evidence(workplace: Path) -> None:
         (["--name", "b", "--test", "t.jsonl"], "--test needs --metric"),
         (["--name", "b", "--metric", "absent.json"], "cannot be read"),
         (["--name", "b", "--model", "/absent"], "no directory"),
+        (["--name", "b", "--most-steps", "8"], "--most-steps is about gradients"),
     ],
 )
 def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], reason: str) -> None:
