@@ -60,9 +60,10 @@ def completeness(built: Grains, options: GrainsOptions) -> dict[str, Any]:
 
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Return nested options flat, as JSON can say them: no infinity."""
+    """Return nested options flat, by the names of the command, as JSON can say them: no infinity."""
     inner = options.pop("attribution")
-    return {key: None if value == inf else value for key, value in {**options, **inner}.items()}
+    method = {"attribution": inner.pop("method")}
+    return {key: None if value == inf else value for key, value in {**options, **method, **inner}.items()}
 
 
 def build_mean_difference(

@@ -58,7 +58,7 @@ def grains(
 
     Raises InvalidPairs when most attributions miss the tolerance even with the most steps.
     """
-    scorer = Scorer(loaded, pairs, options)
+    scorer = Scorer(loaded, pairs, options, progress)
     numbers = range(len(pairs))
     contrasts = [
         CONTRAST.validate_python(memo.recall(f"attribution {number}", partial(scorer.told_contrast, number)))

@@ -24,6 +24,7 @@ from steering.building.attribution import (
 from steering.building.contrastive_gradient import contrastive_gradients
 from steering.building.grains_options import SCORED_DEPTH, GrainsOptions
 from steering.building.pairs import Pair, TokenSequence, tokenise_demonstration, tokenise_pairs
+from steering.building.progress import Progress, silent
 from steering.building.token_texts import token_texts
 from steering.loading import LoadedModel
 
@@ -58,8 +59,15 @@ CONTRAST = TypeAdapter(Contrast)
 class Scorer:
     """Scores the tokens of pairs and says which are taken out."""
 
-    def __init__(self, loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        pairs: Sequence[Pair],
+        options: GrainsOptions,
+        progress: Progress = silent,
+    ) -> None:
         self._loaded = loaded
+        self._progress = progress
         self._pairs = pairs
         self._tokenised = tokenise_pairs(loaded, pairs)
         self._options = options
@@ -170,14 +178,15 @@ class Scorer:
     @cached_property
     def _differences(self) -> Tensor:
         """Each pair's difference of mean activations at the scored block, [pairs, hidden_size]."""
-        towards = mean_activations(self._loaded, [pair.preferred for pair in self._tokenised])
-        away = mean_activations(self._loaded, [pair.dispreferred for pair in self._tokenised])
-        return (towards - away)[self._block]
+        sides = [pair.preferred for pair in self._tokenised] + [pair.dispreferred for pair in self._tokenised]
+        found = mean_activations(self._loaded, sides, progress=self._progress, stage="differences")
+        towards, away = found[self._block].split(len(self._tokenised))
+        return towards - away
 
     @cached_property
     def _gradients(self) -> Tensor:
         """Each pair's contrastive gradient at the scored block, [pairs, hidden_size]."""
-        return contrastive_gradients(self._loaded, self._tokenised)[self._block]
+        return contrastive_gradients(self._loaded, self._tokenised, self._progress)[self._block]
 
     def _found(self, tokens: Sequence[int], attribute: Callable[[], Attribution]) -> Attribution:
         """Return the tokens' attribution; the control, which takes out whatever, needs none."""

@@ -115,6 +115,7 @@ def test_presets_and_options_of_grains_are_told_in_the_manifest(workplace: Path)
     assert result.exit_code == 0, result.output
     told = LocalStore(workplace / "store").get("paper").manifest.parameters
     assert (told["reading"], told["ablation"], told["summary"]) == ("shared", "pad", "component")
+    assert told["attribution"] == "integrated"
     assert (told["steps"], told["tolerance"], told["tokens"], told["batch_tokens"]) == (20, None, 2, 64)
     assert not (workplace / "builds").exists() or not list((workplace / "builds").iterdir())
 

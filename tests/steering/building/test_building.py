@@ -119,7 +119,15 @@ def test_every_stage_tells_how_far_it_is(llama: LoadedModel, pairs_path: Path) -
         OPTIONS,
         lambda stage, done, total: seen.setdefault(stage, []).append((done, total)),
     )
-    stages = ["attribution", "activations", "calibration", "safe range", "controls", "evaluation"]
+    stages = [
+        "attribution",
+        "gradients",
+        "activations",
+        "calibration",
+        "safe range",
+        "controls",
+        "evaluation",
+    ]
     assert list(seen) == stages
     for steps in seen.values():
         assert steps == [(done, steps[-1][1]) for done in range(len(steps))]

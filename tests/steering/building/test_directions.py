@@ -16,7 +16,7 @@ from steering.building.attribution import AttributionOptions, attribute_answer, 
 from steering.building.contrastive_gradient import contrastive_gradient
 from steering.building.generation import mean_log_probabilities
 from steering.building.grains import first_component, grains
-from steering.building.grains_options import PAPER, GrainsOptions
+from steering.building.grains_options import ABLATION, PAPER, GrainsOptions
 from steering.building.mean_difference import mean_difference
 from steering.building.pairs import Pair, TokenisedPair, TokenSequence
 from steering.building.scoring import Scorer, told
@@ -94,7 +94,8 @@ def test_median_norms_are_those_of_the_answers_tokens(llama: LoadedModel, tokeni
 def test_grains_is_the_shift_by_the_strongest_tokens_of_both_answers(
     llama: LoadedModel, raw: tuple[Pair, ...], tokenised: Pairs
 ) -> None:
-    baseline, options = BASELINES["mean"](llama), GrainsOptions(reading="response", tokens=2)
+    baseline = BASELINES["mean"](llama)
+    options = GrainsOptions(reading="response", attribution=AttributionOptions(), tokens=2)
     expected = torch.zeros(len(llama.blocks), llama.identity.hidden_size)
     for pair in tokenised[:2]:
         for sign, sequence in ((1, pair.preferred), (-1, pair.dispreferred)):
@@ -156,7 +157,7 @@ def test_influence_is_scored_along_the_other_pairs_gradient(
         (scored.towards, tokenised[0].preferred, 1),
         (scored.away, tokenised[0].dispreferred, -1),
     ):
-        expected = attribute_direction(llama, sequence, 1, others, BASELINES["mean"](llama))
+        expected = attribute_direction(llama, sequence, 1, others, BASELINES["mean"](llama), ABLATION)
         assert side.scores == pytest.approx((sign * expected.scores).tolist(), rel=1e-3, abs=1e-5)
         ranked = sorted((-score, place) for place, score in enumerate(side.scores))
         assert side.taken == tuple(sequence.start + place for score, place in ranked[:2] if score < 0)

@@ -11,7 +11,7 @@ import pytest
 
 from steering.building.report_page import report_page, shaded
 
-SHIPPED = Path("vector_store/shipped/ocean/1")
+SHIPPED = Path("vector_store/shipped/cheerful/1")
 PNG = b"\x89PNG"
 SECTIONS = {
     "headline": "What it does",
@@ -54,6 +54,8 @@ class Markup(HTMLParser):
 
 
 def test_the_headline_is_told_with_its_interval_and_its_controls(manifest: Any, report: Any) -> None:
+    report["headline"]["effect"] = {"mean": 2.4212, "low": 1.6549, "high": 3.2652}
+    report["headline"]["random"] = {"directions": 7, "mean": 0.0, "strongest": 0.1}
     report["controls"] = {
         "mean_difference": {
             "score": 1.875,
@@ -64,7 +66,7 @@ def test_the_headline_is_told_with_its_interval_and_its_controls(manifest: Any, 
     }
     text = Markup(report_page(manifest, report, {})).text
     assert "+2.42 (1.65 to 3.27)" in text
-    assert "10 random directions, strongest" in text
+    assert "7 random directions, strongest" in text
     assert "mean difference" in text
     assert "1.88" in text
     assert "mean difference: the profile does +0.5 (0.25 to 0.75) better; pairs 50" in text
@@ -102,7 +104,9 @@ def test_a_build_without_a_test_has_a_page(manifest: Any) -> None:
 
 
 def test_damage_on_neutral_text_has_columns_where_it_was_measured(manifest: Any, report: Any) -> None:
-    assert "neutral loss" not in report_page(manifest, report, {})
+    del report["headline"]["damage"]
+    report["controls"] = {}
+    assert "<th>neutral loss" not in report_page(manifest, report, {})
     report["headline"]["damage"] = {"steered": {"loss": 3.125, "accuracy": 0.5}}
     text = Markup(report_page(manifest, report, {})).text
     assert "neutral loss" in text
@@ -120,6 +124,12 @@ def test_tokens_are_coloured_by_score_and_underlined_where_taken_out(manifest: A
 
 
 def test_the_chosen_setting_stands_out_in_its_table(manifest: Any, report: Any) -> None:
+    [trial, *_] = report["calibration"]
+    report["calibration"] = [
+        {**trial, "layers": [layer], "dose": dose, "admitted": admitted}
+        for layer, dose, admitted in ((12, 0.1, True), (12, 0.2, True), (15, 0.1, False), (15, 0.2, False))
+    ]
+    manifest["layers"], manifest["calibration"]["dose"] = [12], 0.2
     rows = re.findall(r'<tr class="(.*?)"><td>(.*?)</td>\s*<td>(.*?)</td>', report_page(manifest, report, {}))
     assert [row[1:] for row in rows if row[0] == "chosen"] == [("12", "0.2")]
     assert [row[1] for row in rows if row[0] == "broken"] == ["15", "15"]
