@@ -24,7 +24,7 @@ HEADINGS = (
     "random tokens",
     "strongest of 30 random directions",
     "neutral loss",
-    "accuracy",
+    "accuracy, points",
 )
 
 
@@ -57,7 +57,7 @@ def cells(name: str, head: dict[str, Any]) -> list[str]:
         *(f"{head['controls'][control]['score']:.1f}" for control in CONTROLS),
         f"{head['random']['strongest']:.1f}",
         f"{loss:+.1%}",
-        f"{100 * accuracy:+.0f} points",
+        f"{100 * accuracy:+.0f}",
     ]
 
 
