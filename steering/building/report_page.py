@@ -28,8 +28,8 @@ SHOWN = {
 # What the numbers on the tokens are, by the reading of GrAInS that gave them.
 NATS = "Scores are changes of a log-probability, in nats."
 SCORE_MEANINGS = {
-    "direction": "Scores are how far a token moves the block's output along the mean difference.",
-    "influence": "Scores say how far a token moves the block to where preferred answers are likelier.",
+    "direction": "Scores say how far a token moves the block along the mean difference, to its own side.",
+    "influence": "Scores say how far a token moves the block to where answers of its side are likelier.",
 }
 NO_DIGEST = "0" * 64
 

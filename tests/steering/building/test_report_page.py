@@ -77,7 +77,7 @@ def test_a_pair_tells_its_gap_only_where_its_scores_must_add_up(manifest: Any, r
     del report["attributions"][0]["gap"]
     page = report_page({**manifest, "parameters": {"reading": "influence"}}, report, {})
     assert "completeness gap" not in page
-    assert "to where preferred answers are likelier" in page
+    assert "to where answers of its side are likelier" in page
 
 
 def test_controls_may_be_a_list(manifest: Any, report: Any) -> None:
