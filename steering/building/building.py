@@ -131,11 +131,14 @@ def build_vectors(
         directions.vectors, norms, bench.dev, candidates, options.bound, progress, options.evidence
     )
     deltas = deltas_at(found.chosen.setting, directions.vectors, norms)
-    controls = {}
+    evidence: dict[str, Any] = {}
+    details: dict[str, Any] = {"calibration": trials(found)}
     if bench.test is not None and options.evidence:
         vectors = control_vectors(loaded, split.build, options.method, grains, progress)
         controls = {name: deltas_at(found.chosen.setting, each, norms) for name, each in vectors.items()}
-    evidence, details = gather_evidence(bench, deltas, controls, found, options, progress)
+        evaluation = evaluate(deltas, bench.test, options.seed, progress, controls=controls)
+        evidence = headline(evaluation, bench.metric, bench.direction)
+        details = report(evaluation, bench.metric, bench.direction, list(bench.prompts), found)
     calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
     used = {"used": len(pairs.pairs), "left_out": [asdict(left) for left in pairs.left_out]}
     details = {"pairs": used, **details}
@@ -225,23 +228,6 @@ def at_tried_block(grains: GrainsOptions, candidates: Sequence[Setting]) -> Grai
     """Return the options, which score tokens at the middle one of the tried blocks unless they name one."""
     blocks = sorted({layer for setting in candidates for layer in setting.layers})
     return grains if grains.block is not None else replace(grains, block=blocks[(len(blocks) - 1) // 2])
-
-
-def gather_evidence(
-    bench: Bench,
-    deltas: dict[int, Tensor],
-    controls: dict[str, dict[int, Tensor]],
-    found: Calibration,
-    options: BuildOptions,
-    progress: Progress,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    if bench.test is None or not options.evidence:
-        return {}, {"calibration": trials(found)}
-    evaluation = evaluate(deltas, bench.test, options.seed, progress, controls=controls)
-    return (
-        headline(evaluation, bench.metric, bench.direction),
-        report(evaluation, bench.metric, bench.direction, list(bench.prompts), found),
-    )
 
 
 def describe(

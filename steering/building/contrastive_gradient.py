@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from steering.building.ablation import embed
 from steering.building.activations import watching
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.building.progress import Progress, silent, tracked
@@ -38,13 +39,13 @@ def contrastive_gradients(
 def steering_gradient(loaded: LoadedModel, sequence: TokenSequence) -> Tensor:
     """Return the gradient of the answer's log-probability per token, float32 [layers, hidden_size]."""
     outputs: dict[int, Tensor] = {}
-    ids = torch.tensor([sequence.ids], device=loaded.device)
-    inputs = loaded.model.get_input_embeddings()(ids).detach().requires_grad_(True)
+    inputs = embed(loaded, sequence.ids)[None].requires_grad_(True)
+    targets = torch.tensor(sequence.ids[sequence.start :], device=loaded.device)
     # The logits before an answer's token predict it.
     predicting = torch.arange(sequence.start - 1, len(sequence.ids) - 1, device=loaded.device)
     with torch.enable_grad(), watching(loaded.blocks, outputs.__setitem__):
         logits = loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=predicting).logits
-        objective = -nn.functional.cross_entropy(logits[0].float(), ids[0, sequence.start :])
+        objective = -nn.functional.cross_entropy(logits[0].float(), targets)
         gradients = torch.autograd.grad(objective, [outputs[layer] for layer in range(len(loaded.blocks))])
     return torch.stack(
         [
