@@ -5,6 +5,9 @@ Run: python examples/study.py cheerful --block 12 --dose 0.15 --ways influence r
 Pairs, metric and held-out prompts are those of examples/pairs. Each pair is attributed once; a seed is
 another choice of 50 pairs, as `grainserve build --seed` makes it. What is printed at the end is paired by
 prompt, each prompt's score the mean over the seeds, against unsteered, the mean difference and random tokens.
+
+--calibrate: each way at the best blocks and dose that the bound admits on the first seed's dev prompts, with
+random tokens at those of the first way, instead of all at --block and --dose.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+from behaviours import load_behaviour
 from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import track
@@ -24,24 +28,23 @@ from torch import Tensor, cosine_similarity
 
 from steering.building.activations import median_norms
 from steering.building.attribution import AttributionOptions
-from steering.building.building import split_pairs
-from steering.building.calibration import Setting, deltas_at
+from steering.building.calibration import Setting, calibrate, deltas_at
 from steering.building.contrastive_gradient import contrastive_gradients
-from steering.building.damage import accuracy_change, measure_damage
+from steering.building.damage import accuracy_change
 from steering.building.evaluation import paired_interval, random_deltas
 from steering.building.grains import contrast_vectors
 from steering.building.grains_options import PAPER, GrainsOptions
 from steering.building.mean_difference import mean_difference
-from steering.building.measuring import Measure, Outcome, measure_by_metric, with_damage
+from steering.building.measuring import Outcome
 from steering.building.memo import Memo
-from steering.building.metrics import read_metric
-from steering.building.pairs import tokenise_pairs, tokenise_prompt
-from steering.building.questions import neutral_text
-from steering.building.readers import read_pairs, read_prompts
+from steering.building.pairs import tokenise_pairs
 from steering.building.scoring import CONTRAST, Contrast, Scored, Scorer
 from steering.loading import LoadedModel, load_model
 
-PAIRS = Path(__file__).parent / "pairs"
+# What --calibrate tries.
+BLOCKS = ((9,), (12,), (18,), (9, 12, 15))
+DOSES = (0.05, 0.075, 0.1, 0.15, 0.2)
+CANDIDATES = [Setting(blocks, dose) for blocks in BLOCKS for dose in DOSES]
 MOST_TOKENS = 8
 DEFAULT = GrainsOptions(tokens=MOST_TOKENS)
 INTEGRATED = replace(DEFAULT, attribution=AttributionOptions())
@@ -66,6 +69,7 @@ HEADINGS = (
     "accuracy",
     "log p",
     "distinct-2",
+    "chosen",
 )
 
 
@@ -84,20 +88,23 @@ class Study:
 
     def __init__(self, loaded: LoadedModel, asked: argparse.Namespace) -> None:
         self._loaded, self._asked = loaded, asked
-        self._pairs = read_pairs(PAIRS / f"{asked.behaviour}.jsonl")
-        self._measure = measure_of(loaded, asked.behaviour)
-        self._setting = Setting((asked.block,), asked.dose)
+        self._behaviour = load_behaviour(loaded, asked.behaviour)
+        self._pairs = self._behaviour.pairs.pairs
+        self._measure = self._behaviour.test
+        self._settings: dict[str, Setting] = {}
         self._scorers: dict[str, Scorer] = {}
 
     def run(self) -> dict[str, Any]:
         asked = self._asked
+        if asked.calibrate:
+            self._calibrate()
         found: dict[str, list[Outcome]] = {"unsteered": [self._measure({}, True)]}
         rows = []
         for seed in asked.seeds:
             norms = self._norms(seed)
             for vector in self._vectors(seed):
                 # What it costs hardly differs between seeds and takes longer than the score.
-                deltas = deltas_at(self._setting, vector.vectors, norms)
+                deltas = deltas_at(self._setting(vector.way), vector.vectors, norms)
                 outcome = self._measure(deltas, seed == asked.seeds[0])
                 found.setdefault(vector.way, []).append(outcome)
                 if vector.way == BASE:
@@ -109,10 +116,24 @@ class Study:
             summary.append(self._random_directions())
         return {"asked": {**vars(asked), "cache_dir": "", "output": ""}, "seeds": rows, "summary": summary}
 
+    def _setting(self, way: str) -> Setting:
+        """Return where a way stands; random tokens stand where the first way does."""
+        matched = way.replace("random", self._asked.ways[0])
+        return self._settings.get(matched, Setting((self._asked.block,), self._asked.dose))
+
+    def _calibrate(self) -> None:
+        seed = self._asked.seeds[0]
+        measure = self._behaviour.dev_measure(seed)
+        for vector in self._vectors(seed):
+            if not vector.way.startswith("random"):
+                found = calibrate(vector.vectors, self._norms(seed), measure, CANDIDATES, find_safe=False)
+                self._settings[vector.way] = found.chosen.setting
+                print(f"{vector.way}: {found.chosen}, best of {len(found.trials)}", flush=True)
+
     def _vectors(self, seed: int) -> Iterator[Vector]:
         """Yield the mean difference, the contrastive gradient, and every way with every count of tokens."""
-        build = split_pairs(self._pairs, seed, with_test=False).build
-        chosen = [self._pairs.pairs.index(pair) for pair in build]
+        build = self._behaviour.build_pairs(seed)
+        chosen = [self._pairs.index(pair) for pair in build]
         yield Vector(BASE, seed, mean_difference(self._loaded, tokenise_pairs(self._loaded, build)), 0.0)
         if self._asked.gradient:
             yield Vector("contrastive gradient", seed, self._gradients[:, chosen].mean(1), 0.0)
@@ -129,12 +150,12 @@ class Study:
     def _contrasts(self, way: str, options: GrainsOptions, chosen: Sequence[int]) -> list[Contrast]:
         """Return the pairs' attributions; a direction is the mean difference of all others of the file."""
         if options.control:
-            drawn = Scorer(self._loaded, self._pairs.pairs, options)
+            drawn = Scorer(self._loaded, self._pairs, options)
             return [drawn.contrast(number) for number in chosen]
         if way not in self._scorers:
-            self._scorers[way] = Scorer(self._loaded, self._pairs.pairs, options)
+            self._scorers[way] = Scorer(self._loaded, self._pairs, options)
         scorer = self._scorers[way]
-        folder = self._asked.cache_dir / "study" / f"{self._asked.behaviour} {way} {options.block}"
+        folder = self._asked.cache_dir / "study" / f"{self._behaviour.name} {way} {options.block}"
         memo = Memo(folder)
         return [
             CONTRAST.validate_python(memo.recall(f"{number}", partial(scorer.told_contrast, number)))
@@ -143,15 +164,15 @@ class Study:
 
     @cached_property
     def _gradients(self) -> Tensor:
-        return contrastive_gradients(self._loaded, tokenise_pairs(self._loaded, self._pairs.pairs))
+        return contrastive_gradients(self._loaded, tokenise_pairs(self._loaded, self._pairs))
 
     def _norms(self, seed: int) -> Tensor:
-        build = split_pairs(self._pairs, seed, with_test=False).build
+        build = self._behaviour.build_pairs(seed)
         return median_norms(self._loaded, [pair.preferred for pair in tokenise_pairs(self._loaded, build)])
 
     def _random_directions(self) -> dict[str, Any]:
-        seed = self._asked.seeds[0]
-        lengths = deltas_at(self._setting, next(self._vectors(seed)).vectors, self._norms(seed))
+        seed, setting = self._asked.seeds[0], self._setting("random")
+        lengths = deltas_at(setting, next(self._vectors(seed)).vectors, self._norms(seed))
         deltas = random_deltas(lengths, self._asked.directions, seed)
         scores = [self._measure(each, False).score for each in deltas]
         print(f"{len(scores)} random directions: mean {fmean(scores):.2f}, strongest {max(scores):.2f}")
@@ -202,28 +223,42 @@ def summarised(found: dict[str, list[Outcome]]) -> Iterator[dict[str, Any]]:
             if other in scores and way not in ("unsteered", other):
                 row[f"over {name}"] = asdict(paired_interval(mine.tolist(), scores[other].tolist(), 0))
         row |= costs(found[way][0], unsteered)
+        if unsteered.choices is not None:
+            row["chosen"] = chosen_over_unsteered(found[way], unsteered)
         print(f"| {' | '.join(cells(row))} |", flush=True)
         yield row
 
 
+def chosen_over_unsteered(outcomes: Sequence[Outcome], unsteered: Outcome) -> dict[str, float]:
+    """Return in how many of 100 test pairs the preferred answer is likelier per token, and the change."""
+    mine, others = (
+        100 * np.mean([each.choices.per_token for each in many if each.choices], axis=0)
+        for many in (outcomes, [unsteered])
+    )
+    return {"share": float(mine.mean()), **asdict(paired_interval(mine.tolist(), others.tolist(), 0))}
+
+
 def cells(row: dict[str, Any]) -> list[str]:
+    """Return the row of the table; a margin, in nats per token, needs a third digit."""
     low, high = row["range"]
+    chosen = row.get("chosen")
+    digits = 3 if chosen else 2
     differences = [row.get(f"over {other}") for other in ("unsteered", BASE, "random tokens")]
     return [
         row["way"],
-        f"{row['score']:.2f} ({low:.2f} to {high:.2f})",
-        *(f"{d['mean']:+.2f} [{d['low']:.2f}, {d['high']:.2f}]" if d else "" for d in differences),
+        f"{row['score']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})",
+        *(told_interval(difference, digits) if difference else "" for difference in differences),
         f"{row['loss']:+.1%}",
         f"{100 * row['accuracy']:+.0f}",
         f"{row['log_probability']:+.2f}",
         f"{row['distinct_2']:+.0%}",
+        f"{chosen['share']:.1f}: {told_interval(chosen, 1)}" if chosen else "",
     ]
 
 
-def measure_of(loaded: LoadedModel, behaviour: str) -> Measure:
-    prompts = [tokenise_prompt(loaded, prompt) for prompt in read_prompts(PAIRS / f"{behaviour}.test.jsonl")]
-    measure = measure_by_metric(loaded, prompts, read_metric(PAIRS / f"{behaviour}.metric.json"), 48)
-    return with_damage(measure, measure_damage(loaded, neutral_text()))
+def told_interval(difference: dict[str, float], digits: int) -> str:
+    mean, low, high = (difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def main() -> None:
@@ -237,13 +272,15 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    behaviours: Sequence[str] = sorted(path.name.split(".")[0] for path in PAIRS.glob("*.metric.json"))
-    parser.add_argument("behaviour", choices=behaviours)
+    parser.add_argument(
+        "behaviour", help="a name in examples/pairs, or a pairs file: 100 of its pairs, by margin"
+    )
     parser.add_argument("--block", type=int, default=12)
     parser.add_argument("--dose", type=float, default=0.15)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["influence", "random"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2], help=f"up to {MOST_TOKENS}")
+    parser.add_argument("--calibrate", action="store_true", help="each way at its own best setting")
     parser.add_argument("--gradient", action="store_true", help="the contrastive gradient beside them")
     parser.add_argument("--directions", type=int, default=0, help="random directions beside them")
     parser.add_argument("--cache-dir", type=Path, default=user_cache_path("grainserve"))

@@ -9,18 +9,16 @@ arXiv 1906.10670; SmoothGrad, arXiv 1706.03825. What is scored, by which objecti
 - `attribute_direction`, ours: an answer's tokens, by how far they move a block's output along a direction.
 """
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
 
 from steering.building.ablation import embed
-from steering.building.activations import block_output
+from steering.building.objectives import Objective, Question, answers_contrast, projection, question
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.building.paths import NODES, Path
 from steering.loading import LoadedModel
@@ -32,8 +30,6 @@ BATCH_TOKENS = 1024
 SMOOTH_NOISE = 0.1
 
 Method = Literal["integrated", "expected", "smooth", "gradient", "ablation"]
-# Maps inputs [steps, length, hidden_size] to scores [steps], differentiably.
-Objective = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,15 +72,6 @@ class AttributionOptions:
     def adds_up(self) -> bool:
         """Whether scores must sum to the objective's change: a gap then tells of steps that are too few."""
         return self.method in ("integrated", "expected")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """An objective, the embeddings [length, hidden_size] it is asked about, and the tokens of one pass."""
-
-    objective: Objective
-    inputs: Tensor
-    tokens: int
 
 
 def attribute_answer(
@@ -161,100 +148,7 @@ def attribute_direction(
 
     The objective is the mean over the answer of the block's output, projected on direction [hidden_size].
     """
-    unit = normalize(direction.float().to(loaded.device), dim=0)
-    cache = prefix_cache(loaded, sequence.ids[: sequence.start])
-
-    def objective(points: Tensor) -> Tensor:
-        past = repeated(cache, len(points))
-        output = block_output(
-            loaded, block, inputs_embeds=points, past_key_values=past, use_cache=past is not None
-        )
-        return (output.float() @ unit).mean(1)
-
-    answer = sequence.ids[sequence.start :]
-    return attribute(loaded, Question(objective, embed(loaded, answer), len(answer)), baseline, options)
-
-
-def prefix_cache(loaded: LoadedModel, ids: Sequence[int]) -> Any:
-    """Return the keys and values of tokens that never change, None where there are none."""
-    if not ids:
-        return None
-    with torch.no_grad():
-        prefix = torch.tensor([list(ids)], device=loaded.device)
-        return loaded.model.get_decoder()(input_ids=prefix, use_cache=True).past_key_values
-
-
-def repeated(cache: Any, count: int) -> Any:
-    """Return a copy of the cache for so many rows, since a forward pass writes into it."""
-    past = copy.deepcopy(cache)
-    if past is not None:
-        past.batch_repeat_interleave(count)
-    return past
-
-
-def question(
-    loaded: LoadedModel, ids: Sequence[int], moving: range, targets: range, per_token: bool = False
-) -> Question:
-    """Return the log-probability of the target tokens as a function of the moving tokens' embeddings.
-
-    What comes before never changes, so it runs once and its keys and values are reused. targets: positions
-    in ids, to its end, the first one beyond moving.start.
-    """
-    cache = prefix_cache(loaded, ids[: moving.start])
-    after = embed(loaded, ids[moving.stop :]) if moving.stop < len(ids) else None
-    wanted = torch.tensor(ids[targets.start :], device=loaded.device)
-    scale = 1 / len(wanted) if per_token else 1.0
-    # A position's logits predict the token after it.
-    predicting = torch.arange(targets.start, len(ids), device=loaded.device) - 1 - moving.start
-
-    def objective(points: Tensor) -> Tensor:
-        inputs = points if after is None else torch.cat([points, after.expand(len(points), -1, -1)], dim=1)
-        past = repeated(cache, len(points))
-        logits = loaded.model(
-            inputs_embeds=inputs,
-            past_key_values=past,
-            use_cache=past is not None,
-            logits_to_keep=predicting,
-        ).logits
-        return scale * log_probability(logits, wanted)
-
-    return Question(objective, embed(loaded, ids[moving.start : moving.stop]), len(ids) - moving.start)
-
-
-def answers_contrast(
-    loaded: LoadedModel,
-    pair: TokenisedPair,
-    moving: range,
-    last_token: bool = False,
-    per_token: bool = False,
-) -> Question:
-    """Return the preferred answer's log-probability minus the other's, or their last tokens' alone."""
-    towards, away = (
-        question(
-            loaded,
-            side.ids,
-            moving,
-            range(len(side.ids) - 1 if last_token else side.start, len(side.ids)),
-            per_token,
-        )
-        for side in (pair.preferred, pair.dispreferred)
-    )
-    return contrast(towards, away)
-
-
-def contrast(towards: Question, away: Question) -> Question:
-    """Return the difference of two questions about the same embeddings."""
-
-    def objective(points: Tensor) -> Tensor:
-        return towards.objective(points) - away.objective(points)
-
-    return Question(objective, towards.inputs, max(towards.tokens, away.tokens))
-
-
-def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the targets' [length] summed log-probability [steps]; logits [steps, length, vocabulary]."""
-    losses = cross_entropy(logits.float().flatten(0, 1), targets.repeat(len(logits)), reduction="none")
-    return -losses.view(len(logits), -1).sum(1)
+    return attribute(loaded, projection(loaded, sequence, block, direction), baseline, options)
 
 
 def attribute(

@@ -50,8 +50,18 @@ class DamageBound:
         assert steered.damage is not None
         assert unsteered.damage is not None
         lost = -accuracy_change(steered.damage, unsteered.damage).share
-        highest = unsteered.damage.loss * (1 + self.loss)
+        highest = self.highest_loss(unsteered)
         return steered.damage.loss <= highest and lost <= self.accuracy + ROUNDING
+
+    def highest_loss(self, unsteered: Outcome) -> float:
+        """Return the loss on neutral text up to which the bound holds."""
+        assert unsteered.damage is not None
+        return unsteered.damage.loss * (1 + self.loss)
+
+    def rules_out(self, setting: "Setting", trial: "Trial", unsteered: Outcome) -> bool:
+        """Return whether a smaller dose at the same blocks already raised the loss too far."""
+        gentler = trial.setting.layers == setting.layers and trial.setting.dose < setting.dose
+        return gentler and trial.loss > self.highest_loss(unsteered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +125,17 @@ def calibrate(
 ) -> Calibration:
     """Return the admitted setting with the largest effect on the measure's items, its safe range, all trials.
 
+    Larger doses than one that raises the loss on neutral text too far are not tried at its blocks.
     find_safe: whether to look for that range, a few more measurements.
 
     Raises InvalidPairs when every setting does too much damage.
     """
     unsteered = measure({}, True)
-    trials = [
-        try_setting(setting, deltas_at(setting, vectors, norms), measure, unsteered, bound)
-        for setting in tracked(settings, "calibration", progress)
-    ]
+    trials: list[Trial] = []
+    for setting in tracked(settings, "calibration", progress):
+        if not any(bound.rules_out(setting, trial, unsteered) for trial in trials):
+            deltas = deltas_at(setting, vectors, norms)
+            trials.append(try_setting(setting, deltas, measure, unsteered, bound))
     admitted = [trial for trial in trials if trial.admitted]
     if not admitted:
         raise InvalidPairs(

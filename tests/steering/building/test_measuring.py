@@ -104,6 +104,16 @@ def test_the_largest_effect_within_the_bound_is_chosen() -> None:
         calibrate(torch.ones(1, 4), torch.ones(1), measure, [Setting((0,), 0.5)], DamageBound(1.0, 0.9))
 
 
+def test_doses_above_one_that_raises_the_loss_too_far_are_not_tried() -> None:
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        size = sum(float(delta.norm()) for delta in deltas.values())
+        return outcome([size], loss=8.0 if 0.15 < size < 0.25 else 4.0)
+
+    settings = [Setting((layer,), dose) for layer, dose in ((0, 0.1), (0, 0.2), (0, 0.3), (1, 0.3))]
+    found = calibrate(torch.ones(2, 4), torch.ones(2), measure, settings)
+    assert [trial.setting for trial in found.trials] == [settings[0], settings[1], settings[3]]
+
+
 @pytest.mark.parametrize(
     ("steered", "admitted"),
     [
