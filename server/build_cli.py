@@ -89,7 +89,8 @@ def build(
     ] = None,
 ) -> None:
     """Build a steering profile from preference pairs, measure it, and publish it."""
-    from server.build_profile import BuildRequest, run_build  # torch loads slowly; --help should not
+    from server.build_profile import run_build  # torch loads slowly; --help should not
+    from server.build_request import BuildRequest
 
     run_build(
         BuildRequest(

@@ -1,86 +1,41 @@
 """What `grainserve build` does: read, build, show progress, publish, tell."""
 
 import json
-import math
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import typer
 from platformdirs import user_cache_path
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as ProgressBar
 
+from server.build_request import (
+    BuildRequest,
+    read_options,
+    refuse_closed,
+    refuse_description,
+    refuse_early,
+)
+from server.console import explained, shown
 from steering.building.building import BuildOptions, Built, build_vectors
-from steering.building.calibration import DOSES
 from steering.building.evaluation import ENOUGH_ITEMS
-from steering.building.grains_options import PRESETS, GrainsOptions
 from steering.building.memo import Memo
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import LeftOut, PairsFile, describe_left_out
 from steering.building.pictures import pictures
-from steering.building.progress import Progress
 from steering.building.readers import read_pairs, read_prompts
 from steering.building.report_page import report_page
-from steering.errors import InvalidRequest, SteeringError, StoreNotWritable
 from steering.loading import LoadedModel, load_model
 from vector_store.local import open_store
-from vector_store.manifest import MOST_DESCRIPTION, NAME_PATTERN, Manifest, ModelRecord, PairsRecord
+from vector_store.manifest import Manifest, ModelRecord, PairsRecord
 from vector_store.places import default_root
 from vector_store.store import Profile
 
 LIBRARIES = ("grainserve", "torch", "transformers")
-INTERRUPTED = 130
-# What only attributions by gradients know.
-PATH_OPTIONS = ("steps", "tolerance", "most_steps")
-COLUMNS = (
-    TextColumn("{task.description:<12}"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TextColumn("left"),
-    TimeRemainingColumn(),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class BuildRequest:
-    """The command's options as they were typed; see server.build_cli."""
-
-    pairs: Path
-    name: str
-    model: str | None
-    method: str
-    layers: str | None
-    doses: tuple[float, ...]
-    metric: Path | None
-    test: Path | None
-    description: str | None
-    store: Path | None
-    seed: int
-    max_tokens: int
-    cache_dir: Path | None
-    device: str
-    evidence: bool
-    preset: str
-    grains: dict[str, Any]
-    attribution: dict[str, Any]
 
 
 def run_build(request: BuildRequest) -> None:
@@ -114,18 +69,6 @@ def build_key(request: BuildRequest, options: BuildOptions, loaded: LoadedModel)
     return sha256(repr(told).encode()).hexdigest()[:32]
 
 
-def refuse_closed(root: Path) -> None:
-    """Find out before minutes of work whether their result could be stored."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            pass
-    except OSError as error:
-        raise StoreNotWritable(
-            f"no profile can be stored in {root}: {error.strerror}; name another --store"
-        ) from error
-
-
 @dataclass(frozen=True, slots=True)
 class Sources:
     """The files of a build, read and checked before the model is loaded."""
@@ -141,71 +84,6 @@ def read_sources(request: BuildRequest) -> Sources:
         read_metric(request.metric) if request.metric is not None else None,
         read_prompts(request.test) if request.test is not None else (),
     )
-
-
-def read_options(request: BuildRequest) -> BuildOptions:
-    return BuildOptions(
-        request.method,
-        grains_options(request),
-        layers=parse_layers(request.layers),
-        doses=parse_doses(request.doses),
-        max_tokens=request.max_tokens,
-        seed=request.seed,
-        evidence=request.evidence,
-    )
-
-
-def grains_options(request: BuildRequest) -> GrainsOptions:
-    """Return the preset with what the command line says otherwise."""
-    options = replace(PRESETS[request.preset], seed=request.seed, **given(request.grains))
-    asked = given(request.attribution)
-    options = replace(options, attribution=replace(options.attribution, **asked))
-    unused = [name for name in PATH_OPTIONS if name in asked]
-    if unused and options.attribution.method == "ablation":
-        raise InvalidRequest(
-            f"--{unused[0].replace('_', '-')} is about gradients, which single ablations take none of; "
-            "add --attribution integrated"
-        )
-    return options
-
-
-def given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def refuse_early(request: BuildRequest) -> None:
-    """Raise for what would otherwise come out after minutes of work."""
-    if not re.fullmatch(NAME_PATTERN, request.name):
-        raise InvalidRequest(
-            f"{request.name!r} cannot name a profile: lower-case letters, digits, '.', '_' and '-', "
-            "64 at most, a letter or digit first"
-        )
-    if request.test is not None and request.metric is None:
-        raise InvalidRequest("--test needs --metric: without a metric held-out pairs are the test")
-
-
-def refuse_description(description: object) -> None:
-    if not isinstance(description, str) or len(description) > MOST_DESCRIPTION:
-        raise InvalidRequest(f"the description must be a text of at most {MOST_DESCRIPTION} characters")
-
-
-def parse_layers(text: str | None) -> tuple[tuple[int, ...], ...] | None:
-    """Return the candidates of "9,12,10+13": commas separate them, plus signs join blocks."""
-    if text is None:
-        return None
-    try:
-        return tuple(tuple(sorted({int(layer) for layer in part.split("+")})) for part in text.split(","))
-    except ValueError as error:
-        raise InvalidRequest(
-            f"--layers {text!r} is not a list of blocks; say 9,12 for one at a time, 10+13 for both at once"
-        ) from error
-
-
-def parse_doses(doses: tuple[float, ...]) -> tuple[float, ...]:
-    for dose in doses:
-        if not 0 < dose < math.inf:
-            raise InvalidRequest(f"--dose {dose} must be above 0; strengths have signs, doses have none")
-    return doses or DOSES
 
 
 def describe_profile(
@@ -250,35 +128,6 @@ def library_versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             found[library] = version(library)
     return found
-
-
-@contextmanager
-def explained(console: Console, interrupted: str) -> Iterator[None]:
-    """End with a message instead of a traceback: 1 for a mistake, 130 for Ctrl-C, with what to know then."""
-    try:
-        yield
-    except SteeringError as error:
-        console.print(f"error: {error.message}")
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt as error:
-        console.print(f"interrupted; {interrupted}")
-        raise typer.Exit(INTERRUPTED) from error
-
-
-@contextmanager
-def shown(console: Console) -> Iterator[Progress]:
-    """Show one bar per stage, with the time that remains; in a log, one line per finished stage."""
-    tasks: dict[str, TaskID] = {}
-    with ProgressBar(*COLUMNS, console=console, disable=not console.is_terminal) as bar:
-
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-            if done == total and not console.is_terminal:
-                console.print(f"{stage}: {total} done")
-
-        yield advance
 
 
 def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> None:

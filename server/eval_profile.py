@@ -12,7 +12,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
-from server.build_profile import explained, shown
+from server.console import explained, shown
 from server.judging import Judge, judge_strengths, judgement_rows, read_template, refuse_silent
 from server.profiles_cli import PIPED_WIDTH
 from steering.building.damage import measure_damage

@@ -1,0 +1,58 @@
+"""How the commands that work for minutes show progress and end."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as ProgressBar
+
+from steering.building.progress import Progress
+from steering.errors import SteeringError
+
+INTERRUPTED = 130
+COLUMNS = (
+    TextColumn("{task.description:<12}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TextColumn("left"),
+    TimeRemainingColumn(),
+)
+
+
+@contextmanager
+def explained(console: Console, interrupted: str) -> Iterator[None]:
+    """End with a message instead of a traceback: 1 for a mistake, 130 for Ctrl-C, with what to know then."""
+    try:
+        yield
+    except SteeringError as error:
+        console.print(f"error: {error.message}")
+        raise typer.Exit(1) from error
+    except KeyboardInterrupt as error:
+        console.print(f"interrupted; {interrupted}")
+        raise typer.Exit(INTERRUPTED) from error
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Progress]:
+    """Show one bar per stage, with the time that remains; in a log, one line per finished stage."""
+    tasks: dict[str, TaskID] = {}
+    with ProgressBar(*COLUMNS, console=console, disable=not console.is_terminal) as bar:
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+            if done == total and not console.is_terminal:
+                console.print(f"{stage}: {total} done")
+
+        yield advance
