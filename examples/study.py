@@ -25,15 +25,15 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, cosine_similarity
+from ways import MOST_TOKENS, WAYS
 
 from steering.building.activations import median_norms
-from steering.building.attribution import AttributionOptions
 from steering.building.calibration import Setting, calibrate, deltas_at
 from steering.building.contrastive_gradient import contrastive_gradients
 from steering.building.damage import accuracy_change
 from steering.building.evaluation import paired_interval, random_deltas
 from steering.building.grains import contrast_vectors
-from steering.building.grains_options import PAPER, GrainsOptions
+from steering.building.grains_options import GrainsOptions
 from steering.building.mean_difference import mean_difference
 from steering.building.measuring import Outcome
 from steering.building.memo import Memo
@@ -45,19 +45,6 @@ from steering.loading import LoadedModel, load_model
 BLOCKS = ((9,), (12,), (18,), (9, 12, 15))
 DOSES = (0.05, 0.075, 0.1, 0.15, 0.2)
 CANDIDATES = [Setting(blocks, dose) for blocks in BLOCKS for dose in DOSES]
-MOST_TOKENS = 8
-DEFAULT = GrainsOptions(tokens=MOST_TOKENS)
-INTEGRATED = replace(DEFAULT, attribution=AttributionOptions())
-WAYS: dict[str, GrainsOptions] = {
-    "response": replace(INTEGRATED, reading="response"),
-    "direction": replace(INTEGRATED, reading="direction"),
-    "influence": DEFAULT,
-    "integrated influence": INTEGRATED,
-    "demonstration": replace(INTEGRATED, reading="demonstration"),
-    "shared": replace(INTEGRATED, reading="shared"),
-    "random": replace(DEFAULT, control=True),
-    "paper": PAPER,
-}
 BASE = "mean difference"
 HEADINGS = (
     "way",
@@ -139,7 +126,7 @@ class Study:
             yield Vector("contrastive gradient", seed, self._gradients[:, chosen].mean(1), 0.0)
         for way in self._asked.ways:
             options = replace(WAYS[way], block=self._asked.block, seed=seed)
-            contrasts = self._contrasts(way, options, chosen)
+            contrasts = self._contrasts(options, chosen)
             gap = median(side.gap for each in contrasts for side in (each.towards, each.away))
             for count in [options.tokens] if way == "paper" else self._asked.tokens:
                 fewer = [trimmed(contrast, count) for contrast in contrasts]
@@ -147,19 +134,19 @@ class Study:
                     f"{way}, {count} tokens", seed, contrast_vectors(self._loaded, fewer, options), gap
                 )
 
-    def _contrasts(self, way: str, options: GrainsOptions, chosen: Sequence[int]) -> list[Contrast]:
-        """Return the pairs' attributions; a direction is the mean difference of all others of the file."""
+    def _contrasts(self, options: GrainsOptions, chosen: Sequence[int]) -> list[Contrast]:
+        """Return the pairs' attributions; a direction comes from all others of the file."""
         if options.control:
             drawn = Scorer(self._loaded, self._pairs, options)
             return [drawn.contrast(number) for number in chosen]
-        if way not in self._scorers:
-            self._scorers[way] = Scorer(self._loaded, self._pairs, options)
-        scorer = self._scorers[way]
-        folder = self._asked.cache_dir / "study" / f"{self._behaviour.name} {way} {options.block}"
-        memo = Memo(folder)
+        scored = f"{options.reading} {options.attribution.method} {options.baseline} {options.tokens}"
+        if scored not in self._scorers:
+            self._scorers[scored] = Scorer(self._loaded, self._pairs, options)
+        scorer = self._scorers[scored]
+        memo = Memo(self._asked.cache_dir / "study" / f"{self._behaviour.name} {options.block} {scored}")
         return [
             CONTRAST.validate_python(memo.recall(f"{number}", partial(scorer.told_contrast, number)))
-            for number in track(chosen, way, console=Console(stderr=True))
+            for number in track(chosen, scored, console=Console(stderr=True))
         ]
 
     @cached_property
