@@ -42,9 +42,8 @@ from steering.building.scoring import CONTRAST, Contrast, Scored, Scorer
 from steering.loading import LoadedModel, load_model
 
 # What --calibrate tries.
-BLOCKS = ((9,), (12,), (18,), (9, 12, 15))
-DOSES = (0.05, 0.075, 0.1, 0.15, 0.2)
-CANDIDATES = [Setting(blocks, dose) for blocks in BLOCKS for dose in DOSES]
+DOSES = {(12,): (0.05, 0.075, 0.1, 0.125, 0.15, 0.2), (9, 12, 15): (0.025, 0.035, 0.05, 0.065)}
+CANDIDATES = [Setting(blocks, dose) for blocks, doses in DOSES.items() for dose in doses]
 BASE = "mean difference"
 HEADINGS = (
     "way",
@@ -92,7 +91,7 @@ class Study:
             for vector in self._vectors(seed):
                 # What it costs hardly differs between seeds and takes longer than the score.
                 deltas = deltas_at(self._setting(vector.way), vector.vectors, norms)
-                outcome = self._measure(deltas, seed == asked.seeds[0])
+                outcome = self._measure(deltas, asked.costs and seed == asked.seeds[0])
                 found.setdefault(vector.way, []).append(outcome)
                 if vector.way == BASE:
                     base = vector.vectors[asked.block]
@@ -235,11 +234,19 @@ def cells(row: dict[str, Any]) -> list[str]:
         row["way"],
         f"{row['score']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})",
         *(told_interval(difference, digits) if difference else "" for difference in differences),
+        *told_costs(row),
+        f"{chosen['share']:.1f}: {told_interval(chosen, 1)}" if chosen else "",
+    ]
+
+
+def told_costs(row: dict[str, Any]) -> list[str]:
+    if "loss" not in row:
+        return [""] * 4
+    return [
         f"{row['loss']:+.1%}",
         f"{100 * row['accuracy']:+.0f}",
         f"{row['log_probability']:+.2f}",
         f"{row['distinct_2']:+.0%}",
-        f"{chosen['share']:.1f}: {told_interval(chosen, 1)}" if chosen else "",
     ]
 
 
@@ -267,6 +274,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["influence", "random"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2], help=f"up to {MOST_TOKENS}")
+    parser.add_argument("--no-costs", dest="costs", action="store_false", help="scores alone")
     parser.add_argument("--calibrate", action="store_true", help="each way at its own best setting")
     parser.add_argument("--gradient", action="store_true", help="the contrastive gradient beside them")
     parser.add_argument("--directions", type=int, default=0, help="random directions beside them")

@@ -22,7 +22,10 @@ def build(
     method: Annotated[Method, typer.Option(help="How directions are found.")] = "grains",
     layers: Annotated[
         str | None,
-        typer.Option(help="Blocks to try: 9,12 one at a time; 10+13 together.", show_default="a few depths"),
+        typer.Option(
+            help="Blocks to try: 9,12 one at a time; 10+13 together.",
+            show_default="a few depths, and several at once",
+        ),
     ] = None,
     dose: Annotated[
         list[float] | None,

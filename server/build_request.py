@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from steering.building.building import BuildOptions
-from steering.building.calibration import DOSES
 from steering.building.grains_options import PRESETS, GrainsOptions
 from steering.errors import InvalidRequest, StoreNotWritable
 from vector_store.manifest import MOST_DESCRIPTION, NAME_PATTERN
@@ -99,11 +98,11 @@ def parse_layers(text: str | None) -> tuple[tuple[int, ...], ...] | None:
         ) from error
 
 
-def parse_doses(doses: tuple[float, ...]) -> tuple[float, ...]:
+def parse_doses(doses: tuple[float, ...]) -> tuple[float, ...] | None:
     for dose in doses:
         if not 0 < dose < math.inf:
             raise InvalidRequest(f"--dose {dose} must be above 0; strengths have signs, doses have none")
-    return doses or DOSES
+    return doses or None
 
 
 def refuse_closed(root: Path) -> None:

@@ -10,11 +10,11 @@ from torch import Tensor
 from steering.building.activations import median_norms
 from steering.building.builders import BUILDERS, control_vectors
 from steering.building.calibration import (
-    DOSES,
     Calibration,
     DamageBound,
     Setting,
     calibrate,
+    candidate_doses,
     candidate_layers,
     deltas_at,
 )
@@ -49,7 +49,7 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """layers: candidate sets of blocks, or None for the usual depths; doses: shares of the median norm.
+    """layers: candidate sets of blocks, doses: shares of the median norm; None: those that were worth trying.
 
     evidence: whether to measure, on held-out items, what the chosen setting does.
     """
@@ -57,7 +57,7 @@ class BuildOptions:
     method: str = "grains"
     grains: GrainsOptions = field(default_factory=GrainsOptions)
     layers: tuple[tuple[int, ...], ...] | None = None
-    doses: tuple[float, ...] = DOSES
+    doses: tuple[float, ...] | None = None
     bound: DamageBound = field(default_factory=DamageBound)
     max_tokens: int = 48
     seed: int = 0
@@ -221,7 +221,11 @@ def settings(loaded: LoadedModel, options: BuildOptions) -> list[Setting]:
     for layer in (layer for chosen in layers for layer in chosen):
         if not 0 <= layer < len(loaded.blocks):
             raise InvalidRequest(f"there is no block {layer}: the model has 0 to {len(loaded.blocks) - 1}")
-    return [Setting(chosen, dose) for chosen in layers for dose in options.doses]
+    return [
+        Setting(chosen, dose)
+        for chosen in layers
+        for dose in (options.doses if options.doses is not None else candidate_doses(chosen))
+    ]
 
 
 def at_tried_block(grains: GrainsOptions, candidates: Sequence[Setting]) -> GrainsOptions:

@@ -14,6 +14,7 @@ from steering.errors import InvalidPairs
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6)
 DOSES = (0.05, 0.1, 0.15, 0.2)
+MOST_TOGETHER = 3
 # Where a chosen dose is measured once more: for its safe range, and for the evidence.
 STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
 ROUNDING = 1e-9
@@ -99,8 +100,15 @@ class Calibration:
 
 
 def candidate_layers(count: int) -> tuple[tuple[int, ...], ...]:
-    """Return single blocks at the depths that were worth trying, for a model of `count` blocks."""
-    return tuple((layer,) for layer in sorted({min(round(depth * count), count - 1) for depth in DEPTHS}))
+    """Return the blocks worth trying in a model of `count`: each alone, and the lower ones at once."""
+    layers = sorted({min(round(depth * count), count - 1) for depth in DEPTHS})
+    together = tuple(layers[:MOST_TOGETHER])
+    return (*((layer,) for layer in layers), *([together] if len(together) > 1 else []))
+
+
+def candidate_doses(layers: tuple[int, ...]) -> tuple[float, ...]:
+    """Return the doses worth trying at each of the blocks; several share what one would get."""
+    return tuple(round(dose / len(layers), 4) for dose in DOSES)
 
 
 def deltas_at(setting: Setting, vectors: Tensor, norms: Tensor) -> dict[int, Tensor]:

@@ -13,7 +13,16 @@ Report = Mapping[str, Any]
 
 STEERED, RANDOM, DAMAGE, CONTROL = "#1f6f8b", "#9a9a9a", "#b5651d", "#7b3294"
 CONTROL_MARKS = ("D", "^", "x", "v")
-DOSE_COLOURS = ("#a6cee3", "#5fa2ce", "#1f78b4", "#08519c", "#08306b", "#000000")
+DOSE_COLOURS = (
+    "#c6dbef",
+    "#9ecae1",
+    "#6baed6",
+    "#4292c6",
+    "#2171b5",
+    "#08519c",
+    "#08306b",
+    "#000000",
+)
 
 METRIC_UNITS = {"margin": "margin (nats per token)"}
 COSTS = {
@@ -155,12 +164,15 @@ def draw_damage(panel: "Axes", points: Sequence[Report], key: str, label: str) -
 
 
 def effect_by_block(report: Report, dev_items: int | None = None) -> bytes:
-    """Draw the calibration's trials: effect by block, one line per dose; hollow where the bound broke."""
+    """Draw the calibration's trials: effect by block, one line per dose; hollow where the bound broke.
+
+    Several blocks at once stand on the right, each trial for itself.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     panel = figure.subplots()
-    trials = sorted(report["calibration"], key=lambda trial: trial["layers"])
+    trials = sorted(report["calibration"], key=lambda trial: (len(trial["layers"]), trial["layers"]))
     blocks = list(dict.fromkeys(block_name(trial) for trial in trials))
     for place, dose in enumerate(sorted({trial["dose"] for trial in trials})):
         tried = [trial for trial in trials if trial["dose"] == dose]
@@ -183,7 +195,9 @@ def block_name(trial: Report) -> str:
 
 def draw_dose(panel: "Axes", blocks: Sequence[str], trials: Sequence[Report], shade: str) -> None:
     places = [blocks.index(block_name(trial)) for trial in trials]
-    panel.plot(places, [trial["effect"] for trial in trials], "-", color=shade, linewidth=1.4, zorder=2)
+    alone = [trial for trial in trials if len(trial["layers"]) == 1]
+    line = [blocks.index(block_name(trial)) for trial in alone]
+    panel.plot(line, [trial["effect"] for trial in alone], "-", color=shade, linewidth=1.4, zorder=2)
     for place, trial in zip(places, trials, strict=True):
         fill = shade if trial["admitted"] else "white"
         panel.plot([place], [trial["effect"]], "o", color=shade, markerfacecolor=fill, markersize=7, zorder=3)

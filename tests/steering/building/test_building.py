@@ -3,11 +3,13 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
-from steering.building.building import BuildOptions, Built, build_vectors
+from steering.building.building import BuildOptions, Built, build_vectors, settings
 from steering.building.calibration import DamageBound
 from steering.building.grains_options import GrainsOptions
 from steering.building.memo import Memo
@@ -51,6 +53,31 @@ def test_the_report_holds_both_bounds_of_the_evidence(llama: LoadedModel, pairs_
     assert built.evidence["effect"]["low"] <= built.evidence["effect"]["mean"]
     assert len(built.report["calibration"]) == 4
     assert json.loads(json.dumps(built.report, allow_nan=False)) == built.report
+
+
+@pytest.mark.parametrize(
+    ("asked", "tried"),
+    [
+        (
+            {},
+            [
+                *(((9,), dose) for dose in (0.05, 0.1, 0.15, 0.2)),
+                *(((12,), dose) for dose in (0.05, 0.1, 0.15, 0.2)),
+                *(((15,), dose) for dose in (0.05, 0.1, 0.15, 0.2)),
+                *(((18,), dose) for dose in (0.05, 0.1, 0.15, 0.2)),
+                *(((9, 12, 15), dose) for dose in (0.0167, 0.0333, 0.05, 0.0667)),
+            ],
+        ),
+        ({"layers": ((3, 4),)}, [((3, 4), dose) for dose in (0.025, 0.05, 0.075, 0.1)]),
+        ({"layers": ((3,), (3, 4)), "doses": (0.3,)}, [((3,), 0.3), ((3, 4), 0.3)]),
+    ],
+)
+def test_blocks_are_tried_alone_and_together_and_share_a_dose_that_is_not_asked_for(
+    asked: dict[str, Any], tried: list[tuple[tuple[int, ...], float]]
+) -> None:
+    thirty = SimpleNamespace(blocks=range(30))
+    found = settings(cast(LoadedModel, thirty), BuildOptions(**asked))
+    assert [(setting.layers, setting.dose) for setting in found] == tried
 
 
 def test_the_report_compares_with_other_directions_from_the_same_pairs(
