@@ -39,6 +39,7 @@ from steering.building.measuring import Outcome
 from steering.building.memo import Memo
 from steering.building.pairs import tokenise_pairs
 from steering.building.scoring import CONTRAST, Contrast, Scored, Scorer
+from steering.errors import InvalidPairs
 from steering.loading import LoadedModel, load_model
 
 # What --calibrate tries.
@@ -78,6 +79,7 @@ class Study:
         self._pairs = self._behaviour.pairs.pairs
         self._measure = self._behaviour.test
         self._settings: dict[str, Setting] = {}
+        self._without_setting: set[str] = set()
         self._scorers: dict[str, Scorer] = {}
 
     def run(self) -> dict[str, Any]:
@@ -89,6 +91,8 @@ class Study:
         for seed in asked.seeds:
             norms = self._norms(seed)
             for vector in self._vectors(seed):
+                if vector.way in self._without_setting:
+                    continue
                 # What it costs hardly differs between seeds and takes longer than the score.
                 deltas = deltas_at(self._setting(vector.way), vector.vectors, norms)
                 outcome = self._measure(deltas, asked.costs and seed == asked.seeds[0])
@@ -111,8 +115,14 @@ class Study:
         seed = self._asked.seeds[0]
         measure = self._behaviour.dev_measure(seed)
         for vector in self._vectors(seed):
-            if not vector.way.startswith("random"):
+            if vector.way.startswith("random"):
+                continue
+            try:
                 found = calibrate(vector.vectors, self._norms(seed), measure, CANDIDATES, find_safe=False)
+            except InvalidPairs as error:
+                self._without_setting.add(vector.way)
+                print(f"{vector.way}: left out: {error}", flush=True)
+            else:
                 self._settings[vector.way] = found.chosen.setting
                 print(f"{vector.way}: {found.chosen}, best of {len(found.trials)}", flush=True)
 
