@@ -91,14 +91,14 @@ class Study:
         for seed in asked.seeds:
             norms = self._norms(seed)
             for vector in self._vectors(seed):
+                if vector.way == BASE:
+                    base = vector.vectors[asked.block]
                 if vector.way in self._without_setting:
                     continue
                 # What it costs hardly differs between seeds and takes longer than the score.
                 deltas = deltas_at(self._setting(vector.way), vector.vectors, norms)
                 outcome = self._measure(deltas, asked.costs and seed == asked.seeds[0])
                 found.setdefault(vector.way, []).append(outcome)
-                if vector.way == BASE:
-                    base = vector.vectors[asked.block]
                 cosine = float(cosine_similarity(vector.vectors[asked.block], base, dim=0))
                 rows.append(told(vector, outcome, found["unsteered"][0], cosine))
         summary = list(summarised(found))
