@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,13 +21,13 @@ from server.build_request import (
 )
 from server.console import explained, shown
 from steering.building.building import BuildOptions, Built, build_vectors
-from steering.building.evaluation import ENOUGH_ITEMS
 from steering.building.memo import Memo
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import LeftOut, PairsFile, describe_left_out
 from steering.building.pictures import pictures
 from steering.building.readers import read_pairs, read_prompts
 from steering.building.report_page import report_page
+from steering.building.reporting import shortcomings
 from steering.loading import LoadedModel, load_model
 from vector_store.local import open_store
 from vector_store.manifest import Manifest, ModelRecord, PairsRecord
@@ -138,29 +137,18 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
     evidence = manifest.evidence
     if evidence:
         console.print(summary(evidence))
-        for warning in warnings(evidence):
+        for warning in shortcomings(evidence):
             console.print(f"warning: {warning}")
     else:
-        console.print(f"nothing says yet that it works: `grainserve eval {manifest.name}` measures it")
+        console.print(
+            f"nothing says yet that it works: `grainserve eval {manifest.name} --pairs FILE` measures it, or "
+            "`--metric FILE --test FILE`, on what it was not built on"
+        )
     chosen = manifest.calibration
     blocks = ", ".join(map(str, manifest.layers))
     console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}")
     console.print(f"published {manifest.name}@{manifest.version} in {profile.path}")
     console.print(f"the report: {profile.path / 'report.html'}")
-
-
-def warnings(evidence: dict[str, Any]) -> Iterator[str]:
-    """Yield why the evidence does not show that the profile works."""
-    items, shown = evidence["items"], evidence["effect"]["low"] > 0
-    if items < ENOUGH_ITEMS:
-        yield (
-            f"{items} held-out items are too few for evidence, {ENOUGH_ITEMS} are the least; give more "
-            "pairs, or prompts of your own with --metric and --test"
-        )
-    if not shown:
-        yield "the interval of the effect holds zero: no effect was shown"
-    elif items >= ENOUGH_ITEMS and not evidence["works"]:
-        yield "a random direction of the same length did as much"
 
 
 def summary(evidence: dict[str, Any]) -> str:

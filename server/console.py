@@ -44,7 +44,7 @@ def explained(console: Console, interrupted: str) -> Iterator[None]:
 
 @contextmanager
 def shown(console: Console) -> Iterator[Progress]:
-    """Show one bar per stage, with the time that remains; in a log, one line per finished stage."""
+    """Show one bar per stage, with the time that remains; in a log, a line where one begins and ends."""
     tasks: dict[str, TaskID] = {}
     with ProgressBar(*COLUMNS, console=console, disable=not console.is_terminal) as bar:
 
@@ -52,7 +52,7 @@ def shown(console: Console) -> Iterator[Progress]:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)
-            if done == total and not console.is_terminal:
-                console.print(f"{stage}: {total} done")
+            if not console.is_terminal and done in (0, total):
+                console.print(f"{stage}: {done} of {total} done")
 
         yield advance

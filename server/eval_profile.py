@@ -23,7 +23,7 @@ from steering.building.pairs import Message, PairsFile, leave_out_long, tokenise
 from steering.building.progress import Progress
 from steering.building.questions import NeutralText, neutral_text, read_questions
 from steering.building.readers import read_pairs, read_prompts
-from steering.building.reporting import report
+from steering.building.reporting import report, shortcomings
 from steering.errors import InvalidPairs, InvalidRequest, ProfileIncompatible
 from steering.loading import LoadedModel, load_model
 from vector_store.local import open_store
@@ -228,7 +228,7 @@ def tables(record: dict[str, Any]) -> list[Table | str]:
     head, random = record["headline"], record["headline"]["random"]
     controls = (
         f"{random['directions']} random directions at strength 1: mean {random['mean']}, strongest "
-        f"{random['strongest']}; {'works' if head['works'] else 'does not stand out'}"
+        f"{random['strongest']}; {'; '.join(shortcomings(head)) or 'works'}"
     )
     shown: list[Table | str] = [strength_table(record), controls]
     return [*shown, judge_table(record["judge"])] if record["judge"] else shown

@@ -25,7 +25,10 @@ from steering.loading import LoadedModel, load_model
 
 PROMPT_TITLE = "blue: for the preferred answer over the dispreferred one; red: the other way round"
 LARGE_GAP = 0.1
-LEGEND = "blue speaks for, red against; underlined: what a build takes out"
+LEGEND = (
+    "blue speaks for, red against; underlined: the most telling. A build scores by --reading influence "
+    "unless told otherwise; its report.html shows that"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ def run_explain(request: ExplainRequest) -> None:
         loaded = load_model(
             request.model, request.cache_dir or user_cache_path("grainserve"), device=request.device
         )
+        typer.echo("scoring the tokens of prompt and answers: up to some minutes on a CPU", err=True)
         parts = explain(loaded, pair, request.steps)
         show(pair, parts, loaded, request)
         warn(parts)

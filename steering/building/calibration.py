@@ -191,16 +191,18 @@ def try_setting(
 def find_safe_strengths(
     deltas: dict[int, Tensor], measure: Measure, unsteered: Outcome, bound: DamageBound, progress: Progress
 ) -> tuple[float, float]:
-    """Return the lowest and the highest of STRENGTHS up to which, from 0 on, the bound holds.
+    """Return the lowest and the highest of STRENGTHS up to which the bound holds.
 
-    0 where even the weakest strength on its side breaks the bound. Strength 1 is known to keep it.
+    Strength 1 is known to keep it, so that side is looked at from there on; the other from 0 on: 0 where even
+    the weakest strength breaks the bound.
     """
-    safe, broken = {False: 0.0, True: 0.0}, set()
-    for strength in tracked(sorted(STRENGTHS, key=abs), "safe range", progress):
+    safe, broken = {False: 0.0, True: 1.0}, set()
+    unknown = [strength for strength in STRENGTHS if strength < 0.0 or strength > 1.0]
+    for strength in tracked(sorted(unknown, key=abs), "safe range", progress):
         side = strength > 0
         if side in broken:
             continue
-        if strength == 1.0 or bound.admits(measure(scaled(deltas, strength), True), unsteered):
+        if bound.admits(measure(scaled(deltas, strength), True), unsteered):
             safe[side] = strength
         else:
             broken.add(side)

@@ -17,6 +17,8 @@ from steering.building.progress import Progress, silent, tracked
 # Held-out items below which an interval says nothing.
 ENOUGH_ITEMS = 20
 RANDOM_DIRECTIONS = 30
+# Random directions below which being stronger than each of them may be chance, at the 95% level.
+ENOUGH_DIRECTIONS = 19
 RESAMPLES = 10_000
 
 
@@ -62,10 +64,11 @@ class Evaluation:
 
     @property
     def works(self) -> bool:
-        """Whether, on enough items, the interval lies above 0 and no random direction is as strong."""
+        """Whether, on enough items, the interval lies above 0 and none of enough directions is as strong."""
         steered = self.by_strength[1.0]
         return (
             len(steered.scores) >= ENOUGH_ITEMS
+            and len(self.random) >= ENOUGH_DIRECTIONS
             and self.effect(1.0).low > 0
             and all(steered.score > outcome.score for outcome in self.random)
         )

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from steering.building.highlighting import AGAINST, TOWARDS, highlighted, scored_answers
+from steering.building.reporting import shortcomings
 
 Record = Mapping[str, Any]
 
@@ -90,6 +91,7 @@ def report_page(manifest: Record, report: Record, pictures: Mapping[str, bytes])
             manifest=manifest,
             built_by=built_by(manifest),
             head=report.get("headline"),
+            shortcomings=list(shortcomings(report["headline"])) if "headline" in report else [],
             rows=rows,
             columns=cost_columns(rows),
             figures=list(figures(pictures)),

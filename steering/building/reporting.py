@@ -1,12 +1,13 @@
 """The evidence as JSON: the whole report, and the headline that goes into the manifest."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
 from steering.building.calibration import Calibration
 from steering.building.damage import accuracy_change
-from steering.building.evaluation import Evaluation, Interval
+from steering.building.evaluation import ENOUGH_DIRECTIONS, ENOUGH_ITEMS, Evaluation, Interval
 from steering.building.measuring import Fluency, Outcome
 
 SAMPLES = 6
@@ -38,6 +39,23 @@ def headline(evaluation: Evaluation, metric: str, direction: int) -> dict[str, A
         "choices": {name: choices(outcome) for name, outcome in sides(evaluation).items()},
         "works": evaluation.works,
     }
+
+
+def shortcomings(head: dict[str, Any]) -> Iterator[str]:
+    """Yield why a headline does not show that the profile works: nothing if it does."""
+    items, directions, shown = head["items"], head["random"]["directions"], head["effect"]["low"] > 0
+    few_items, few_directions = items < ENOUGH_ITEMS, directions < ENOUGH_DIRECTIONS
+    if few_items:
+        yield (
+            f"{items} held-out items are too few for evidence, {ENOUGH_ITEMS} are the least; give more "
+            "pairs, or prompts of your own with --metric and --test"
+        )
+    if few_directions:
+        yield f"{directions} random directions are too few to judge by, {ENOUGH_DIRECTIONS} are the least"
+    if not shown:
+        yield "the interval of the effect holds zero: no effect was shown"
+    elif not (head["works"] or few_items or few_directions):
+        yield "a random direction of the same length did as much"
 
 
 def against_control(evaluation: Evaluation, control: str, direction: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from steering.building.activations import median_norms
 from steering.building.calibration import DamageBound, Setting, calibrate, deltas_at
 from steering.building.damage import Damage
-from steering.building.evaluation import evaluate, paired_interval, random_deltas
+from steering.building.evaluation import ENOUGH_DIRECTIONS, evaluate, paired_interval, random_deltas
 from steering.building.generation import Deltas, generate_answers, mean_log_probabilities, steered_everywhere
 from steering.building.measuring import (
     Fluency,
@@ -211,8 +211,9 @@ def test_only_an_effect_that_beats_no_steering_and_chance_on_enough_items_works(
         along = sum(float(torch.dot(delta, target)) for delta in deltas.values()) * strength_counts
         return outcome([along + noise for noise in (0.1, 0.2, 0.3)] * (1 if few else 7))
 
-    found = evaluate({0: target}, measure, random_directions=10)
+    found = evaluate({0: target}, measure, random_directions=ENOUGH_DIRECTIONS)
     assert found.works is works
+    assert evaluate({0: target}, measure, random_directions=ENOUGH_DIRECTIONS - 1).works is False
     assert found.effect(1.0).mean == pytest.approx(float(strength_counts))
     assert found.effect(-1.0).mean == pytest.approx(-float(strength_counts))
 

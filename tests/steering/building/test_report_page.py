@@ -87,8 +87,10 @@ def test_controls_may_be_a_list(manifest: Any, report: Any) -> None:
 
 def test_the_page_says_whether_the_effect_stands_out(manifest: Any, report: Any) -> None:
     assert "The effect stands out" in report_page(manifest, report, {})
-    report["headline"]["works"] = False
-    assert "The effect does not stand out" in report_page(manifest, report, {})
+    report["headline"] |= {"works": False, "items": 11}
+    page = report_page(manifest, report, {})
+    assert "This does not show that it works: 11 held-out items are too few" in page
+    assert "random direction of the same length did as much" not in page
 
 
 @pytest.mark.parametrize("key", SECTIONS)
