@@ -19,6 +19,7 @@ PROFILES = {
     "cheerful": "Upbeat, warm answers; negative strengths make them gloomy.",
     "formal": "Formal, courteous answers without contractions; negative strengths make them casual.",
     "poetic": "Lyrical answers full of images; negative strengths make them dry and technical.",
+    "vivid": "Answers full of colours, sounds, smells and textures; negative strengths make them abstract.",
 }
 
 

@@ -154,7 +154,7 @@ class Study:
         scorer = self._scorers[scored]
         memo = Memo(self._asked.cache_dir / "study" / f"{self._behaviour.name} {options.block} {scored}")
         return [
-            CONTRAST.validate_python(memo.recall(f"{number}", partial(scorer.told_contrast, number)))
+            memo.recall(f"{number}", CONTRAST, partial(scorer.contrast, number))
             for number in track(chosen, scored, console=Console(stderr=True))
         ]
 

@@ -34,6 +34,8 @@ from vector_store.manifest import Manifest, ModelRecord, PairsRecord
 from vector_store.places import default_root
 from vector_store.store import Profile
 
+# Items to choose a dose on below which a build warns.
+ENOUGH_DEV_ITEMS = 10
 LIBRARIES = ("grainserve", "torch", "transformers")
 
 
@@ -145,6 +147,11 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
             "`--metric FILE --test FILE`, on what it was not built on"
         )
     chosen = manifest.calibration
+    items = chosen["items"]
+    if isinstance(items, int) and items < ENOUGH_DEV_ITEMS:
+        console.print(
+            f"warning: block and dose were chosen on {items} items, which chance moves much; give more pairs"
+        )
     blocks = ", ".join(map(str, manifest.layers))
     console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}")
     console.print(f"published {manifest.name}@{manifest.version} in {profile.path}")

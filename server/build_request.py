@@ -1,6 +1,5 @@
 """The options of `grainserve build`: what was typed, checked before minutes of work, and what it means."""
 
-import math
 import re
 import tempfile
 from dataclasses import dataclass, replace
@@ -14,6 +13,12 @@ from vector_store.manifest import MOST_DESCRIPTION, NAME_PATTERN
 
 # What only attributions by gradients know.
 PATH_OPTIONS = ("steps", "tolerance", "most_steps")
+# What bounds memory, whatever the method.
+ALWAYS_USED = {"batch_tokens"}
+# Options whose name is not their field's.
+OPTION_NAMES = {"method": "attribution"}
+# At that dose the steering is as long as what it steers.
+MOST_DOSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_early(request: BuildRequest) -> None:
-    """Raise for what would otherwise come out after minutes of work."""
+    """Raise for what would otherwise come out after minutes of work, or never."""
     if not re.fullmatch(NAME_PATTERN, request.name):
         raise InvalidRequest(
             f"{request.name!r} cannot name a profile: lower-case letters, digits, '.', '_' and '-', "
@@ -79,6 +84,10 @@ def refuse_early(request: BuildRequest) -> None:
         )
     if request.test is not None and request.metric is None:
         raise InvalidRequest("--test needs --metric: without a metric held-out pairs are the test")
+    unused = sorted(given({**request.grains, **request.attribution}).keys() - ALWAYS_USED)
+    if request.method != "grains" and (unused or request.preset != "default"):
+        option = OPTION_NAMES.get(unused[0], unused[0].replace("_", "-")) if unused else "preset"
+        raise InvalidRequest(f"--{option} is about GrAInS; leave it out, or --method {request.method}")
 
 
 def refuse_description(description: object) -> None:
@@ -91,17 +100,23 @@ def parse_layers(text: str | None) -> tuple[tuple[int, ...], ...] | None:
     if text is None:
         return None
     try:
-        return tuple(tuple(sorted({int(layer) for layer in part.split("+")})) for part in text.split(","))
+        found = tuple(tuple(sorted(int(layer) for layer in part.split("+"))) for part in text.split(","))
     except ValueError as error:
         raise InvalidRequest(
             f"--layers {text!r} is not a list of blocks; say 9,12 for one at a time, 10+13 for both at once"
         ) from error
+    if any(len(set(layers)) < len(layers) for layers in found):
+        raise InvalidRequest(f"--layers {text!r} names a block twice; a block is steered once, by its dose")
+    return found
 
 
 def parse_doses(doses: tuple[float, ...]) -> tuple[float, ...] | None:
     for dose in doses:
-        if not 0 < dose < math.inf:
-            raise InvalidRequest(f"--dose {dose} must be above 0; strengths have signs, doses have none")
+        if not 0 < dose <= MOST_DOSE:
+            raise InvalidRequest(
+                f"--dose {dose:g} must be above 0 and at most {MOST_DOSE:g}: it is a share of the block's "
+                "median norm, around 0.1; strengths have signs, doses have none"
+            )
     return doses or None
 
 

@@ -100,6 +100,8 @@ def run_eval(request: EvalRequest) -> None:
         refuse_unfit(profile.manifest, loaded)
         with shown(console) as progress:
             found = measure_profile(request, profile, loaded, held_out, strengths, judge, progress)
+        if found.judged and all(row["rating"] is None for row in found.judged):
+            console.print("warning: no reply of the judge was a number from 1 to 10; see --judge-prompt")
         record = describe_evaluation(profile, request, held_out, found)
         printed = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, markup=False, highlight=False)
         printed.print(*tables(record), sep="\n")

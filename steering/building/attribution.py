@@ -83,10 +83,12 @@ def attribute_answer(
 ) -> Attribution:
     """Return the scores of the answer's tokens, [answer length], for log p(answer | prompt).
 
-    The first answer token's own term is left out: nothing in the answer comes before it. last_token: only
-    the last token's log-probability is the objective.
+    The first answer token's own term is left out: nothing in the answer comes before it, so that an answer of
+    one token scores 0. last_token: only the last token's log-probability is the objective.
     """
     end = len(sequence.ids)
+    if end == sequence.start + 1:
+        return Attribution(torch.zeros(1), 0.0, 0.0, 0)
     targets = range(end - 1 if last_token else sequence.start + 1, end)
     return attribute(
         loaded, question(loaded, sequence.ids, range(sequence.start, end), targets), baseline, options

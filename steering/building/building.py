@@ -119,7 +119,7 @@ def build_vectors(
     """
     pairs = leave_out_long(loaded, pairs)
     refuse_overlap(pairs, test_prompts)
-    split = split_pairs(pairs, options.seed, with_test=metric is None)
+    split = split_pairs(pairs, options.seed, with_test=metric is None and options.evidence)
     build = tokenise_pairs(loaded, split.build)
     bench = with_neutral_text(loaded, make_bench(loaded, split, metric, test_prompts, options))
     bench = with_memo(bench, memo)

@@ -61,7 +61,7 @@ def grains(
     scorer = Scorer(loaded, pairs, options, progress)
     numbers = range(len(pairs))
     contrasts = [
-        CONTRAST.validate_python(memo.recall(f"attribution {number}", partial(scorer.told_contrast, number)))
+        memo.recall(f"attribution {number}", CONTRAST, partial(scorer.contrast, number))
         for number in tracked(numbers, "attribution", progress)
     ]
     vectors = contrast_vectors(loaded, contrasts, options, progress)

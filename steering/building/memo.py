@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 from uuid import uuid4
 
 import torch
@@ -13,30 +13,32 @@ from pydantic import TypeAdapter
 from steering.building.generation import Deltas
 from steering.building.measuring import Measure, Outcome
 
+Value = TypeVar("Value")
+
 OUTCOME = TypeAdapter(Outcome)
 
 
 class Memo:
     """JSON values by key, one file each in a folder; without a folder nothing is remembered.
 
-    A file is complete or absent; one that cannot be read counts as absent.
+    A file is complete or absent; one that cannot be read, or is not of the expected type, counts as absent.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
 
-    def recall(self, key: str, compute: Callable[[], Any]) -> Any:
+    def recall(self, key: str, kind: TypeAdapter[Value], compute: Callable[[], Value]) -> Value:
         """Return the value kept under the key, or compute and keep it; floats come back bit for bit."""
         if self._folder is None:
             return compute()
         path = self._folder / f"{sha256(key.encode()).hexdigest()}.json"
         try:
-            return json.loads(path.read_bytes())
+            return kind.validate_python(json.loads(path.read_bytes()))
         except (OSError, ValueError):
             value = compute()
         self._folder.mkdir(parents=True, exist_ok=True)
         staging = path.with_name(f"{path.name}.{uuid4().hex}")
-        staging.write_text(json.dumps(value))
+        staging.write_text(json.dumps(kind.dump_python(value, mode="json")))
         staging.replace(path)
         return value
 
@@ -46,8 +48,7 @@ def remembered(measure: Measure, memo: Memo, items: str) -> Measure:
 
     def recall(deltas: Deltas, fluently: bool) -> Outcome:
         key = f"{items} {fluently} {digest_of(deltas)}"
-        kept = memo.recall(key, lambda: OUTCOME.dump_python(measure(deltas, fluently), mode="json"))
-        return OUTCOME.validate_python(kept)
+        return memo.recall(key, OUTCOME, lambda: measure(deltas, fluently))
 
     return recall
 

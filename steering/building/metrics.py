@@ -27,6 +27,9 @@ class Metric:
     direction: int
 
 
+METRIC_SHAPE = '{"name": ..., "metric": {"kind": ...}}'
+
+
 def read_metric(path: Path) -> Metric:
     """Return the metric of a JSON file {"name", "description", "metric": {"kind", ...}}.
 
@@ -38,7 +41,12 @@ def read_metric(path: Path) -> Metric:
         return parse_metric(json.loads(path.read_bytes()))
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, re.error) as error:
+    except KeyError as error:
+        raise InvalidRequest(
+            f"{path} is not a metric: {error} is missing or unknown; it needs {METRIC_SHAPE}; kinds are "
+            f"{', '.join(KINDS)}"
+        ) from error
+    except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InvalidRequest(f"{path} is not a metric ({reason}); kinds are {', '.join(KINDS)}") from error
 

@@ -46,6 +46,7 @@ LAYOUTS = (
     Layout("question", "answer_matching_behavior", "answer_not_matching_behavior"),  # nrimsky/CAA
     Layout("prompt", "correct", "incorrect"),  # TruthfulQA and MMLU as nrimsky/CAA has them
 )
+ROLES = ("system", "user", "assistant")
 FORMATS = (
     "pairs are CSV with a header, JSON lines or a JSON list, with one of these sets of columns or keys: "
     + "; ".join(map(str, LAYOUTS))
@@ -146,7 +147,8 @@ def load_json(path: Path, line: int, text: str) -> Any:
         where = at(path, line + error.lineno - 1)
         raise InvalidPairs(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
     except (ValueError, RecursionError) as error:
-        raise InvalidPairs(f"{at(path, line)}: not JSON that can be read: {error}") from error
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
+        raise InvalidPairs(f"{at(path, line)}: not JSON that can be read: {reason}") from error
 
 
 def csv_rows(path: Path, text: str) -> Iterator[Record]:
@@ -246,6 +248,8 @@ def parse_message(where: str, key: str, message: Any) -> Message:
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
         raise InvalidPairs(f"{where}: {key!r}: 'role' and 'content' must be strings")
+    if role not in ROLES:
+        raise InvalidPairs(f"{where}: {key!r}: a message's role {role!r} must be one of {', '.join(ROLES)}")
     return {"role": role, "content": text_of(where, key, content)}
 
 
@@ -270,12 +274,19 @@ def choose(pairs: Iterable[Pair]) -> tuple[tuple[Pair, ...], tuple[LeftOut, ...]
     kept: dict[tuple[str, str, str], Pair] = {}
     left_out = []
     for pair in pairs:
-        key = (json.dumps(pair.messages), pair.preferred, pair.dispreferred)
-        if reason := useless(pair) or ("an earlier line says the same" if key in kept else None):
+        asked = json.dumps(pair.messages)
+        key, swapped = (asked, pair.preferred, pair.dispreferred), (asked, pair.dispreferred, pair.preferred)
+        if reason := useless(pair) or known(key in kept, swapped in kept):
             left_out.append(LeftOut(pair.line, reason))
         else:
             kept[key] = pair
     return tuple(kept.values()), tuple(left_out)
+
+
+def known(same: bool, swapped: bool) -> str | None:
+    if same:
+        return "an earlier line says the same"
+    return "an earlier line prefers the other answer" if swapped else None
 
 
 def useless(pair: Pair) -> str | None:

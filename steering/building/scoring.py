@@ -76,9 +76,6 @@ class Scorer:
     def contrast(self, number: int) -> Contrast:
         return READINGS[self._options.reading](self, number)
 
-    def told_contrast(self, number: int) -> Any:
-        return CONTRAST.dump_python(self.contrast(number), mode="json")
-
     def by_prompt(self, number: int) -> Contrast:
         """Take out of the prompt the tokens that speak most for, and most against, the preferred answer."""
         pair, options = self._tokenised[number], self._options

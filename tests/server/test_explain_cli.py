@@ -101,6 +101,14 @@ def test_allowing_more_gradients_narrows_the_gap(workplace: Path) -> None:
     assert max(part["gap"] for part in many) < max(part["gap"] for part in few)
 
 
+def test_answers_of_one_token_leave_the_prompt_to_explain(workplace: Path) -> None:
+    typed = ["--prompt", "Is it good?", "--preferred", "A", "--dispreferred", "B"]
+    result = run(workplace, *typed, "--json")
+    prompt, *answers = json.loads(result.stdout)["parts"]
+    assert any(prompt["scores"])
+    assert [answer["scores"] for answer in answers] == [[0.0], [0.0]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

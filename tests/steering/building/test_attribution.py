@@ -14,19 +14,16 @@ from steering.building.activations import mean_activations
 from steering.building.attribution import (
     Attribution,
     AttributionOptions,
-    Objective,
-    Question,
     ablatable,
     attribute_answer,
     attribute_demonstration,
     attribute_direction,
     attribute_prompt,
     attribute_sequence,
-    contrast,
     integrated_gradients,
-    question,
 )
 from steering.building.generation import mean_log_probabilities
+from steering.building.objectives import Objective, Question, contrast, question
 from steering.building.pairs import Pair, TokenisedPair, TokenSequence, tokenise_demonstration, tokenise_text
 from steering.loading import LoadedModel
 
@@ -254,6 +251,16 @@ def test_ablated_positions_carry_the_baseline_and_the_others_their_embedding(
 def test_the_mean_baseline_is_the_mean_of_the_table(llama: LoadedModel) -> None:
     table = llama.model.get_input_embeddings().weight
     torch.testing.assert_close(BASELINES["mean"](llama), table.mean(0))
+
+
+@pytest.mark.parametrize("last_token", [True, False])
+def test_an_answer_of_one_token_scores_nothing_since_nothing_in_it_comes_before(
+    llama: LoadedModel, tokenised: Pairs, last_token: bool
+) -> None:
+    sequence = tokenised[0].preferred
+    short = TokenSequence(sequence.ids[: sequence.start + 1], sequence.start)
+    found = attribute_answer(llama, short, BASELINES["mean"](llama), last_token=last_token)
+    assert (found.scores.tolist(), found.change, found.gap) == ([0.0], 0.0, 0.0)
 
 
 def test_a_single_ablation_is_scored_by_what_the_objective_loses(

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from steering.building.building import BuildOptions, Built, build_vectors, settings
 from steering.building.calibration import DamageBound
@@ -191,9 +192,11 @@ def test_an_interrupted_build_goes_on_and_ends_as_an_uninterrupted_one(
     assert again.evidence == whole.evidence
 
 
-def test_a_kept_step_that_is_damaged_is_done_again(tmp_path: Path) -> None:
-    memo = Memo(tmp_path)
-    assert memo.recall("a", lambda: [0.1, 1e-300]) == [0.1, 1e-300]
-    assert memo.recall("a", lambda: None) == [0.1, 1e-300]
-    next(tmp_path.iterdir()).write_text("[0.1")
-    assert memo.recall("a", lambda: 3) == 3
+@pytest.mark.parametrize("damaged", ["[0.1", "{}", '["a"]', ""])
+def test_a_kept_step_that_is_damaged_is_done_again(tmp_path: Path, damaged: str) -> None:
+    memo, numbers = Memo(tmp_path), TypeAdapter(list[float])
+    assert memo.recall("a", numbers, lambda: [0.1, 1e-300]) == [0.1, 1e-300]
+    assert memo.recall("a", numbers, lambda: []) == [0.1, 1e-300]
+    next(tmp_path.iterdir()).write_text(damaged)
+    assert memo.recall("a", numbers, lambda: [3.0]) == [3.0]
+    assert memo.recall("a", numbers, lambda: []) == [3.0]

@@ -320,6 +320,7 @@ def test_the_models_own_logits_score_an_answer(llama: LoadedModel, tmp_path: Pat
         '{"name": "m", "metric": {"kind": "logits", "question": "q", "yes": "a", "no": "a"}}',
         '{"name": "m", "metric": {"kind": "logits", "question": "q", "yes": "a"}}',
         '{"name": "m", "metric": {"kind": "regex", "positive": ["("], "negative": []}}',
+        '{"kind": "regex", "positive": [], "negative": []}',
     ],
 )
 def test_a_bad_metric_is_refused_with_a_reason(tmp_path: Path, text: str) -> None:

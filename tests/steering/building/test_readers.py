@@ -110,11 +110,12 @@ def test_what_teaches_nothing_is_left_out_and_reported(
     answers = [("a", "b"), ("a", "c"), (" ", "b"), ("a", "a "), ("a", "b"), ("b", "a")]
     rows = [{"prompt": "q", "chosen": chosen, "rejected": rejected} for chosen, rejected in answers]
     found = read(tmp_path, write(rows))
-    assert [pair.line - first for pair in found.pairs] == [0, 1, 5]
+    assert [pair.line - first for pair in found.pairs] == [0, 1]
     assert found.left_out == (
         LeftOut(first + 2, "an answer is empty"),
         LeftOut(first + 3, "both answers are the same"),
         LeftOut(first + 4, "an earlier line says the same"),
+        LeftOut(first + 5, "an earlier line prefers the other answer"),
     )
 
 
@@ -124,6 +125,12 @@ def test_what_teaches_nothing_is_left_out_and_reported(
         ("{", "not JSON: Expecting property name enclosed in double quotes at column 2"),
         ("[1]", "expected a JSON object"),
         ("[" * 100_000, "not JSON"),
+        ('{"a": ' * 100_000, "nested too deeply"),
+        ("[" + "1" * 10_000 + "]", "too many digits"),
+        (
+            OPENAI % ('[{"role": "wizard", "content": "a"}]', ANSWER % "b"),
+            "'wizard' must be one of system, user",
+        ),
         ('{"input": {}}', "no 'preferred_output'; the pairs of this file have input, preferred_output"),
         (PLAIN, "no 'input'"),
         (OPENAI % ("[]", ANSWER % "a"), "must be a string or a list of messages"),
