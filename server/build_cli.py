@@ -31,7 +31,7 @@ def build(
         list[float] | None,
         typer.Option(
             help="Dose to try, a share of the block's median norm; repeatable.",
-            show_default="a few doses",
+            show_default="a few doses, which several blocks share",
         ),
     ] = None,
     metric: Annotated[
