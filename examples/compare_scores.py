@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from behaviours import PAIRS
 from platformdirs import user_cache_path
 from scipy.stats import spearmanr
 
@@ -20,7 +21,6 @@ from steering.building.readers import read_pairs
 from steering.building.scoring import Scored, Scorer
 from steering.loading import load_model
 
-PAIRS = Path(__file__).parent / "pairs"
 METHODS = {
     "integrated gradients": AttributionOptions(),
     "one gradient": AttributionOptions(method="gradient"),

@@ -14,6 +14,7 @@ from steering.errors import InvalidPairs
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6)
 DOSES = (0.05, 0.1, 0.15, 0.2)
+# So many of the blocks at those depths, the lower ones, are also tried at once.
 MOST_TOGETHER = 3
 # Where a chosen dose is measured once more: for its safe range, and for the evidence.
 STRENGTHS = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0, 1.5, 2.0)
