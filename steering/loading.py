@@ -9,12 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from steering.blocks import decoder_blocks
 from steering.embedded import EMBEDDED_ID, embedded_model
 from steering.errors import ModelUnavailable
+from steering.processor import chat_template_of, image_token_of, load_processor
 from steering.types import ModelIdentity
 
 # What of a configuration makes two models differ under the same weights; other keys come and go
@@ -38,12 +46,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model ready for inference: blocks are its decoder blocks, in order."""
+    """A model ready for inference: blocks are its decoder blocks, in order.
+
+    processor: of a vision-language model, what turns images into tensors; None: it takes words alone.
+    """
 
     model: PreTrainedModel
     tokenizer: Any
     blocks: list[nn.Module]
     identity: ModelIdentity
+    processor: Any = None
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +68,11 @@ class LoadedModel:
     @property
     def vocabulary_size(self) -> int:
         return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def image_token(self) -> int | None:
+        """The id of the token that stands for a piece of an image; None: the model takes no images."""
+        return image_token_of(self.model.config) if self.processor is not None else None
 
 
 def load_model(source: str | None, cache_dir: Path, dtype: str = "auto", device: str = "auto") -> LoadedModel:
@@ -71,18 +88,22 @@ def load_model(source: str | None, cache_dir: Path, dtype: str = "auto", device:
     path = source or str(embedded_model(cache_dir))
     transformers_logging.disable_progress_bar()
     try:
-        refuse_unsteerable(path)
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="auto", device_map={"": place})
+        config = AutoConfig.from_pretrained(path)
+        refuse_unsteerable(config)
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        processor = load_processor(path, config) if sees else None
+        tokenizer = processor.tokenizer if processor else AutoTokenizer.from_pretrained(path)
+        family = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = family.from_pretrained(path, dtype="auto", device_map={"": place})
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelUnavailable(explain(name, error)) from error
     # The first call settles truncation and padding; later ones only read, so threads can share it.
     tokenizer(" ")
-    identity = identify(name, model, tokenizer)
+    identity = identify(name, model, tokenizer, chat_template_of(processor) if sees else None)
     if not getattr(model, "is_quantized", False):
         model.to(choose_dtype(dtype, model.dtype, place))
     model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, decoder_blocks(model), identity)
+    return LoadedModel(model, tokenizer, decoder_blocks(model), identity, processor)
 
 
 def choose_device(device: str) -> torch.device:
@@ -108,8 +129,7 @@ def choose_dtype(dtype: str, checkpoint: torch.dtype, place: torch.device) -> to
     return checkpoint if place.type == "cuda" else torch.float32
 
 
-def refuse_unsteerable(path: str) -> None:
-    config = AutoConfig.from_pretrained(path)
+def refuse_unsteerable(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{config.model_type} is an encoder-decoder; grainserve serves decoder-only models")
 
@@ -122,14 +142,17 @@ def explain(name: str, error: Exception) -> str:
     )
 
 
-def identify(name: str, model: PreTrainedModel, tokenizer: Any) -> ModelIdentity:
+def identify(
+    name: str, model: PreTrainedModel, tokenizer: Any, chat_template: str | None = None
+) -> ModelIdentity:
+    """Return what vectors are tied to; chat_template: the one in use, None for the tokenizer's."""
     config = model.config.get_text_config()
     return ModelIdentity(
         id=model_id(name),
         architecture=type(model).__name__,
         layers=len(decoder_blocks(model)),
         hidden_size=int(config.hidden_size),
-        fingerprint=fingerprint(model, tokenizer),
+        fingerprint=fingerprint(model, tokenizer, chat_template or tokenizer.chat_template),
     )
 
 
@@ -138,7 +161,7 @@ def model_id(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: Any) -> str:
+def fingerprint(model: PreTrainedModel, tokenizer: Any, chat_template: str | None) -> str:
     """Return a SHA-256 over configuration, vocabulary, chat template and a sample of the weights.
 
     Taken in the checkpoint's own dtype, before any conversion, so that the same checkpoint gives the
@@ -150,7 +173,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: Any) -> str:
         "config": {key: config.get(key) for key in CONFIG_KEYS},
         "rope": config.get("rope_parameters"),
         "vocabulary": sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0])),
-        "chat_template": tokenizer.chat_template,
+        "chat_template": chat_template,
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name, sample in weight_samples(model):

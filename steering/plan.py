@@ -7,7 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.types import LayerSteering, SteeringBatch, SteeringPlan, SteeringTerm, SteeringVectors
+from steering.types import (
+    LayerSteering,
+    Positions,
+    SteeringBatch,
+    SteeringPlan,
+    SteeringTerm,
+    SteeringVectors,
+    Tokens,
+)
 
 # Terms that one request may have; a bank of this many rows per slot never runs out.
 MOST_TERMS = 8
@@ -102,7 +110,8 @@ class BatchRow:
     """One request's tokens in a forward pass.
 
     first: flat position of its first token in [batch * length]; start: that token's position in the
-    request; count: how many follow in order; prompt_length: where generated positions begin.
+    request; count: how many follow in order; prompt_length: where generated positions begin; images: where
+    image tokens stand in the prompt, as (begin, end).
     """
 
     held: HeldPlan
@@ -110,23 +119,41 @@ class BatchRow:
     start: int
     count: int
     prompt_length: int
+    images: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A run of tokens of one request that share their terms: all prompt, or all generated."""
+    """A run of tokens of one request that share their terms: all image, all words of the prompt, or all
+    generated.
+    """
 
     tokens: range
     terms: tuple[HeldTerm, ...]
 
 
 def segments(row: BatchRow) -> Iterator[Segment]:
-    prompt = max(0, min(row.count, row.prompt_length - row.start))
-    runs = (("prompt", 0, prompt), ("generated", prompt, row.count))
-    for positions, begin, end in runs:
-        terms = tuple(held for held in row.held.moving if held.term.positions in ("all", positions))
+    shift, last = row.first - row.start, row.start + row.count
+    for positions, tokens, begin, end in runs(row):
+        begin, end = max(begin, row.start), min(end, last)
+        terms = tuple(held for held in row.held.moving if applies(held.term, positions, tokens))
         if terms and end > begin:
-            yield Segment(range(row.first + begin, row.first + end), terms)
+            yield Segment(range(begin + shift, end + shift), terms)
+
+
+def runs(row: BatchRow) -> Iterator[tuple[Positions, Tokens, int, int]]:
+    """Yield the request's runs of one kind, from its first token to the last of this pass."""
+    after = 0
+    for begin, end in row.images:
+        yield "prompt", "text", after, begin
+        yield "prompt", "image", begin, end
+        after = end
+    yield "prompt", "text", after, row.prompt_length
+    yield "generated", "text", row.prompt_length, row.start + row.count
+
+
+def applies(term: SteeringTerm, positions: Positions, tokens: Tokens) -> bool:
+    return term.positions in ("all", positions) and term.tokens in ("all", tokens)
 
 
 def steering_batch(rows: Sequence[BatchRow], total: int, bank: DeltaBank) -> SteeringBatch:

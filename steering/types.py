@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 Positions = Literal["all", "prompt", "generated"]
+Tokens = Literal["all", "text", "image"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +23,7 @@ class SteeringVectors:
     digest: str
     deltas: Mapping[int, Tensor]
     positions: Positions = "all"
+    tokens: Tokens = "all"
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -30,12 +32,13 @@ class SteeringVectors:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SteeringTerm:
-    """One profile at one strength, on some layers and positions."""
+    """One profile at one strength, on some layers, positions, and kinds of tokens."""
 
     vectors: SteeringVectors
     strength: float
     layers: tuple[int, ...]
     positions: Positions
+    tokens: Tokens = "all"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -109,7 +109,7 @@ def decode_vectors(manifest: Manifest, content: bytes) -> SteeringVectors:
     for layer, delta in deltas.items():
         _check_length(layer, delta)
     return SteeringVectors(
-        manifest.name, manifest.version, digest, MappingProxyType(deltas), manifest.positions
+        manifest.name, manifest.version, digest, MappingProxyType(deltas), manifest.positions, manifest.tokens
     )
 
 

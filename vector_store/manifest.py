@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from steering.types import ModelIdentity, Positions
+from steering.types import ModelIdentity, Positions, Tokens
 
 MOST_DESCRIPTION = 2000
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -58,7 +58,7 @@ class Manifest(Record):
     site: Literal["block_output"] = "block_output"
     layers: tuple[int, ...] = Field(min_length=1)
     positions: Positions = "all"
-    tokens: Literal["all", "text", "image"] = "all"
+    tokens: Tokens = "all"
     method: str
     parameters: FiniteJson = Field(default_factory=dict)
     pairs: PairsRecord | None = None

@@ -16,6 +16,7 @@ from steering.errors import GenerationFailed, SteeringError
 from steering.hooks import BlockSteering
 from steering.loading import LoadedModel
 from steering.plan import MOST_TERMS, DeltaBank, hold, let_go
+from steering.vision import DecoderDoor
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +52,19 @@ class Batcher:
     that a decode step reads its part of the cache as a view.
     """
 
-    def __init__(self, loaded: LoadedModel, steering: BlockSteering, limits: BatchLimits, emit: Emit) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        steering: BlockSteering,
+        door: DecoderDoor,
+        limits: BatchLimits,
+        emit: Emit,
+    ) -> None:
         self._limits = limits
         self._emit = emit
         self._cache = SlotCache(len(loaded.blocks), limits.slots, limits.context, limits.cache)
         self._bank = DeltaBank(limits.slots * MOST_TERMS, loaded.identity.hidden_size, loaded.device)
-        self._forward = ForwardPass(loaded, steering, self._cache, self._bank)
+        self._forward = ForwardPass(loaded, steering, door, self._cache, self._bank)
         self._waiting: deque[RunningRequest] = deque()
         self._slots: list[RunningRequest] = []
         self._decoding = 0
@@ -124,14 +132,17 @@ class Batcher:
         """Return the next piece: of a long prompt, or several short ones whole; in turn where both wait."""
         limit = self._limits.prefill * (1 if self._decoding else ALONE)
         order = sorted(range(self._decoding, len(self._slots)), key=lambda slot: self._slots[slot].number)
-        long = [slot for slot in order if self._slots[slot].computed or self._slots[slot].pending > limit]
+        long = [slot for slot in order if self._alone(self._slots[slot], limit)]
         short = [slot for slot in order if slot not in long]
         if long and (self._long_is_next or not short):
             self._long_is_next = False
             request = self._slots[long[0]]
-            return [Piece(long[0], request, min(request.pending, limit))]
+            return [Piece(long[0], request, request.next_piece(limit))]
         self._long_is_next = True
         return self._together(short, limit)
+
+    def _alone(self, request: RunningRequest, limit: int) -> bool:
+        return request.computed > 0 or request.pending > limit or request.sees_images
 
     def _together(self, slots: Sequence[int], limit: int) -> list[Piece]:
         """Return as many whole prompts as fit into one pass, padding counted."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from steering.hooks import BlockSteering
 from steering.loading import LoadedModel
 from steering.plan import BatchRow, DeltaBank, steering_batch
 from steering.types import SteeringBatch
+from steering.vision import DecoderDoor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,14 +27,24 @@ class Piece:
 
 
 class ForwardPass:
-    """Runs pieces on the model: one token each of slots 0..n-1, whole fresh prompts, or one longer piece."""
+    """Runs pieces on the model: one token each of slots 0..n-1, whole fresh prompts, or one longer piece.
+
+    A prompt with images goes alone: the model embeds its tokens as words, and the door puts what the images
+    made of them in their place.
+    """
 
     def __init__(
-        self, loaded: LoadedModel, steering: BlockSteering, cache: SlotCache, bank: DeltaBank
+        self,
+        loaded: LoadedModel,
+        steering: BlockSteering,
+        door: DecoderDoor,
+        cache: SlotCache,
+        bank: DeltaBank,
     ) -> None:
         self._model = loaded.model
         self._device = loaded.device
         self._steering = steering
+        self._door = door
         self._cache = cache
         self._bank = bank
         self._masks = MaskMaker(loaded.model.config.get_text_config())
@@ -46,7 +58,8 @@ class ForwardPass:
         self._cache.positions = decode_positions(window.starts, self._device) if decoding else None
         tokens, positions = padded_tokens(pieces, self._device)
         batch = self._decode_steering(pieces) if decoding else self._steering_of(pieces)
-        with self._steering.applying(batch):
+        seen = joined_piece(pieces)
+        with self._steering.applying(batch), self._door.handing(seen):
             output = self._model(
                 input_ids=tokens,
                 position_ids=positions,
@@ -90,10 +103,19 @@ class ForwardPass:
                 start=piece.request.computed,
                 count=piece.count,
                 prompt_length=piece.request.prompt_length,
+                images=piece.request.image_spans,
             )
             for index, piece in enumerate(pieces)
         ]
         return steering_batch(rows, len(pieces) * length, self._bank)
+
+
+def joined_piece(pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    """Return what the decoder is handed for a piece of a prompt with images; None: words alone."""
+    request, count = pieces[0].request, pieces[0].count
+    if request.joined is None or not request.sees_images or len(pieces) > 1:
+        return None
+    return request.joined.piece(request.computed, request.computed + count)
 
 
 def window_of(pieces: Sequence[Piece]) -> Window:
@@ -119,6 +141,7 @@ def padded_tokens(pieces: Sequence[Piece], device: torch.device) -> tuple[Tensor
     for piece in pieces:
         start, end = piece.request.computed, piece.request.computed + piece.count
         padding = [0] * (length - piece.count)
+        offset = piece.request.position_offset
         tokens.append(padding + piece.request.tokens[start:end])
-        positions.append(padding + list(range(start, end)))
+        positions.append(padding + list(range(start + offset, end + offset)))
     return torch.tensor(tokens, device=device), torch.tensor(positions, device=device)

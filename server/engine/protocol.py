@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from steering.types import ModelIdentity, SteeringPlan
+from steering.vision import ImageInputs
 
 FinishReason = Literal["stop", "length"]
 EngineState = Literal["starting", "ready", "draining", "dead"]
@@ -36,12 +37,16 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationJob:
-    """One choice to generate: token ids of the rendered prompt, sampling, and the steering plan."""
+    """One choice to generate: token ids of the rendered prompt, sampling, the steering plan, and images.
+
+    images: None: words alone; else the tensors whose features stand where the prompt's image tokens are.
+    """
 
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams
     plan: SteeringPlan = field(default_factory=SteeringPlan)
+    images: ImageInputs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,8 @@ class ModelCard:
     """The served model as the server sees it.
 
     tokenizer: a transformers tokenizer; context_length: prompt and completion together, in tokens.
+    processor: a vision-language model's, None: it takes no images; image_token: what stands for an
+    image's pieces.
     """
 
     identity: ModelIdentity
@@ -101,6 +108,8 @@ class ModelCard:
     vocabulary_size: int
     device: str
     dtype: str
+    processor: Any = None
+    image_token: int | None = None
 
 
 class Engine(Protocol):

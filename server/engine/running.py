@@ -17,6 +17,7 @@ from server.engine.sampling import Sampler, top_logprobs
 from server.engine.text import Detokenizer, StopMatcher
 from server.engine.token_bytes import token_bytes
 from steering.plan import HeldPlan
+from steering.vision import JoinedPrompt
 
 ARRIVALS = count()
 
@@ -25,7 +26,8 @@ class RunningRequest:
     """A job's state from admission to its last token.
 
     tokens: prompt and completion. computed: how many of them have keys and values in the slot; a
-    request that was put back into the queue starts again from zero and loses no token.
+    request that was put back into the queue starts again from zero and loses no token. joined: the prompt
+    with its images, once the vision tower has seen them.
     """
 
     def __init__(self, job: GenerationJob, tokenizer: Any, vocabulary_size: int, eos: frozenset[int]) -> None:
@@ -34,6 +36,7 @@ class RunningRequest:
         self.computed = 0
         self.number = next(ARRIVALS)
         self.held = HeldPlan(job.plan, ())
+        self.joined: JoinedPrompt | None = None
         self.sampler = Sampler(job.sampling, job.prompt, vocabulary_size)
         self.steered = [0] * len(job.plan.terms)
         self._tokenizer = tokenizer
@@ -46,6 +49,26 @@ class RunningRequest:
     @property
     def prompt_length(self) -> int:
         return len(self.job.prompt)
+
+    @property
+    def image_spans(self) -> tuple[tuple[int, int], ...]:
+        return self.job.images.spans if self.job.images else ()
+
+    @property
+    def position_offset(self) -> int:
+        """How far a generated token's position lies from its place: images may take fewer than they have."""
+        return self.joined.offset if self.joined else 0
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the model has yet to read a prompt with images, which takes passes of its own."""
+        return self.joined is not None and self.computed < self.prompt_length
+
+    def next_piece(self, limit: int) -> int:
+        """Return how many of the pending tokens the next pass may take."""
+        if self.joined is None or not self.sees_images:
+            return min(self.pending, limit)
+        return self.joined.cut(self.computed, min(self.computed + limit, self.prompt_length)) - self.computed
 
     @property
     def completion_tokens(self) -> int:

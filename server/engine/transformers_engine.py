@@ -4,9 +4,9 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -22,9 +22,13 @@ from server.engine.protocol import (
     TokenEvent,
 )
 from server.engine.running import RunningRequest
+from server.engine.seeing import Seeing
+from server.engine.tickets import Result, Results, Ticket, put_all
 from steering.errors import EngineOverloaded, EngineUnavailable, SteeringError
 from steering.hooks import steered
 from steering.loading import LoadedModel, load_model
+from steering.picturing import try_images
+from steering.vision import opened
 
 logger = logging.getLogger(__name__)
 
@@ -32,48 +36,6 @@ logger = logging.getLogger(__name__)
 PREFILL_ON_CPU, PREFILL_ON_GPU = 128, 2048
 RETRY_AFTER = 2
 WARM_UP = GenerationJob("warm-up", (0,) * 8, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))
-
-Result = TokenEvent | SteeringError
-
-
-class Ticket:
-    """A job in the engine's hands, and the queue that its results come back on."""
-
-    def __init__(self, request: RunningRequest, loop: asyncio.AbstractEventLoop) -> None:
-        self.request = request
-        self.loop = loop
-        self.results: asyncio.Queue[Result] = asyncio.Queue()
-
-
-class Results(AsyncGenerator[TokenEvent, None]):
-    """The events of one job, as they come.
-
-    A plain async generator that was never started does nothing when it is closed; this one leaves.
-    """
-
-    def __init__(self, ticket: Ticket, abandon: Callable[[Ticket], None]) -> None:
-        self._ticket = ticket
-        self._abandon = abandon
-        self._ended = False
-
-    async def asend(self, _value: None) -> TokenEvent:
-        if self._ended:
-            raise StopAsyncIteration
-        result = await self._ticket.results.get()
-        if isinstance(result, SteeringError):
-            self._ended = True
-            raise result
-        self._ended = result.finish is not None
-        return result
-
-    async def athrow(self, *error: Any) -> TokenEvent:
-        await self.aclose()
-        raise error[0]
-
-    async def aclose(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._abandon(self._ticket)
 
 
 class TransformersEngine:
@@ -98,6 +60,7 @@ class TransformersEngine:
         self._state: EngineState = "starting"
         self._reason: str | None = None
         self._running = 0
+        self._seeing: Seeing
         self._thread = threading.Thread(target=self._serve, name="inference", daemon=True)
 
     async def start(self) -> None:
@@ -150,8 +113,13 @@ class TransformersEngine:
     def _serve(self) -> None:
         """The inference thread: until told to stop, take what arrived, step, hand out the results."""
         try:
-            with torch.inference_mode(), steered(self._loaded.blocks) as steering:
-                batcher = Batcher(self._loaded, steering, self._limits, self._emit)
+            with (
+                torch.inference_mode(),
+                steered(self._loaded.blocks) as steering,
+                opened(self._loaded) as door,
+                Seeing(door, self._limits.slots, self._notify) as self._seeing,
+            ):
+                batcher = Batcher(self._loaded, steering, door, self._limits, self._emit)
                 while self._wait_for_work(batcher):
                     batcher.step()
                     self._running = batcher.running
@@ -167,7 +135,7 @@ class TransformersEngine:
         with self._wake:
             while self._state == "ready":
                 self._take_in(batcher)
-                if not batcher.idle:
+                if self._outbox or not batcher.idle:
                     return True
                 self._running = 0
                 self._wake.wait()
@@ -177,16 +145,30 @@ class TransformersEngine:
         while self._arrived:
             ticket = self._arrived.popleft()
             self._tickets[ticket.request] = ticket
-            batcher.add(ticket.request)
+            if ticket.request.job.images is None:
+                batcher.add(ticket.request)
+            else:
+                self._seeing.add(ticket.request)
+        for request, error in self._seeing.finished():
+            if error is None:
+                batcher.add(request)
+            else:
+                self._emit(request, error)
         while self._abandoned:
             ticket = self._abandoned.popleft()
             batcher.drop(ticket.request)
+            self._seeing.leave(ticket.request)
             self._tickets.pop(ticket.request, None)
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _emit(self, request: RunningRequest, result: Result) -> None:
         ticket = self._tickets[request]
         if isinstance(result, SteeringError) or result.finish:
             del self._tickets[request]
+            self._seeing.leave(request)
             self._open.discard(ticket)
         self._outbox.append((ticket, result))
 
@@ -217,11 +199,6 @@ class TransformersEngine:
         self._deliver()
 
 
-def put_all(results: list[tuple[Ticket, Result]]) -> None:
-    for ticket, result in results:
-        ticket.results.put_nowait(result)
-
-
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     """Return the tokens that end an answer, by the generation settings and the tokenizer."""
     configured = getattr(loaded.model.generation_config, "eos_token_id", None)
@@ -237,6 +214,8 @@ def card_of(loaded: LoadedModel, context: int) -> ModelCard:
         vocabulary_size=loaded.vocabulary_size,
         device=str(loaded.device),
         dtype=str(loaded.model.dtype).removeprefix("torch."),
+        processor=loaded.processor,
+        image_token=loaded.image_token,
     )
 
 
@@ -279,6 +258,8 @@ def create_engine(settings: EngineSettings) -> TransformersEngine:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     loaded = load_model(settings.model, settings.cache_dir, settings.dtype, settings.device)
+    if loaded.processor is not None:
+        try_images(loaded)
     if loaded.device.type == "cpu" and loaded.model.dtype == torch.float32:
         store_column_major(loaded.model)
         fuse_norms(loaded.model)

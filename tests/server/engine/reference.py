@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from server.engine.protocol import GenerationJob, SamplingParams
 from steering.loading import LoadedModel
 from steering.types import SteeringPlan, SteeringTerm, SteeringVectors
+from steering.vision import ImageInputs
 
 
 def naive_tokens(loaded: LoadedModel, job: GenerationJob) -> list[int]:
@@ -19,6 +20,7 @@ def naive_tokens(loaded: LoadedModel, job: GenerationJob) -> list[int]:
         output = loaded.model.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
+            **(job.images.tensors if job.images else {}),
             max_new_tokens=job.sampling.max_tokens,
             do_sample=False,
             eos_token_id=None if job.sampling.ignore_eos else loaded.tokenizer.eos_token_id,
@@ -52,17 +54,22 @@ def naive_hook(layer: int, job: GenerationJob) -> Any:
         hidden: Tensor = (output[0] if isinstance(output, tuple) else output).clone()
         for place in range(hidden.shape[1]):
             kind = "prompt" if seen < len(job.prompt) else "generated"
-            hidden[0, place] = naive_steer(hidden[0, place], layer, kind, job.plan)
+            token = "image" if is_image(job, seen) else "text"
+            hidden[0, place] = naive_steer(hidden[0, place], layer, (kind, token), job.plan)
             seen += 1
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return steer
 
 
-def naive_steer(hidden: Tensor, layer: int, kind: str, plan: SteeringPlan) -> Tensor:
+def is_image(job: GenerationJob, place: int) -> bool:
+    return job.images is not None and any(begin <= place < end for begin, end in job.images.spans)
+
+
+def naive_steer(hidden: Tensor, layer: int, kind: tuple[str, str], plan: SteeringPlan) -> Tensor:
     shift = torch.zeros_like(hidden)
     for term in plan.terms:
-        if layer in term.layers and term.positions in ("all", kind):
+        if layer in term.layers and term.positions in ("all", kind[0]) and term.tokens in ("all", kind[1]):
             shift += term.strength * term.vectors.deltas[layer].to(hidden.device)
     if not shift.any():
         return hidden
@@ -81,10 +88,20 @@ def random_vectors(
 
 def term(vectors: SteeringVectors, strength: float, **choices: Any) -> SteeringTerm:
     return SteeringTerm(
-        vectors, strength, choices.get("layers", vectors.layers), choices.get("positions", "all")
+        vectors,
+        strength,
+        choices.get("layers", vectors.layers),
+        choices.get("positions", "all"),
+        choices.get("tokens", "all"),
     )
 
 
-def greedy_job(name: str, prompt: Sequence[int], tokens: int, *terms: SteeringTerm) -> GenerationJob:
+def greedy_job(
+    name: str,
+    prompt: Sequence[int],
+    tokens: int,
+    *terms: SteeringTerm,
+    images: ImageInputs | None = None,
+) -> GenerationJob:
     sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-    return GenerationJob(name, tuple(prompt), sampling, SteeringPlan(terms))
+    return GenerationJob(name, tuple(prompt), sampling, SteeringPlan(terms), images)

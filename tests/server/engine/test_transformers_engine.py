@@ -22,9 +22,10 @@ Loader = Callable[[str], LoadedModel]
 
 @asynccontextmanager
 async def running(
-    loaded: LoadedModel, slots: int = 4, max_waiting: int = 8
+    loaded: LoadedModel, slots: int = 4, max_waiting: int = 8, limits: BatchLimits | None = None
 ) -> AsyncIterator[TransformersEngine]:
-    engine = TransformersEngine(loaded, BatchLimits(slots, 32, slots * 256, 256), max_waiting)
+    limits = limits or BatchLimits(slots, 32, slots * 256, 256)
+    engine = TransformersEngine(loaded, limits, max_waiting)
     await engine.start()
     try:
         yield engine

@@ -1,0 +1,113 @@
+"""Messages with images to a prompt, through a vision-language model's chat template and processor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from steering.errors import InvalidRequest, ModelUnavailable, SteeringError
+from steering.loading import LoadedModel
+from steering.processor import chat_template_of
+from steering.vision import ImageInputs, opened, token_spans
+
+Conversation = Sequence[Mapping[str, Any]]
+PROBE = "grain"
+# Of what a processor returns these are not the images'.
+WORDS = frozenset({"input_ids", "attention_mask"})
+
+
+class Pictured:
+    """Turns conversations with images into prompts, for one vision-language model."""
+
+    def __init__(self, processor: Any, image_token: int) -> None:
+        self._processor = processor
+        self._image_token = image_token
+        self._template = chat_template_of(processor)
+        self.placeholder = str(processor.image_token)
+        self._placeholders = {self.placeholder, str(processor.tokenizer.convert_ids_to_tokens(image_token))}
+        self._takes_parts = self._renders_parts()
+
+    def render(self, conversation: Conversation, generate: bool = True) -> str:
+        """Return the conversation's text; each content is a list of text and image parts, as templates read.
+
+        Raises InvalidRequest where the template refuses, or a text holds what stands for an image.
+        """
+        if not self._template:
+            raise InvalidRequest("this model has no chat template, so it cannot chat", "messages")
+        self._refuse_placeholders(conversation)
+        messages = conversation if self._takes_parts else [self._as_string(each) for each in conversation]
+        try:
+            return str(
+                self._processor.tokenizer.apply_chat_template(
+                    messages, chat_template=self._template, tokenize=False, add_generation_prompt=generate
+                )
+            )
+        except TemplateError as error:
+            reason = f"the model's chat template refuses these messages: {error}"
+            raise InvalidRequest(reason[:500], "messages") from error
+
+    def prompt(
+        self, text: str, pictures: Sequence[Image.Image]
+    ) -> tuple[tuple[int, ...], ImageInputs | None]:
+        """Return token ids, and the images' tensors, of a rendered conversation."""
+        placed = text.count(self.placeholder)
+        if placed != len(pictures):
+            raise InvalidRequest(
+                f"the model's chat template places {placed} of {len(pictures)} images", "messages"
+            )
+        if not pictures:
+            return tuple(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]), None
+        made = self._processor(
+            text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False
+        )
+        ids = tuple(made["input_ids"][0].tolist())
+        tensors = {name: tensor for name, tensor in made.items() if name not in WORDS}
+        return ids, ImageInputs(tensors, token_spans(ids, self._image_token))
+
+    def _refuse_placeholders(self, conversation: Conversation) -> None:
+        for index, message in enumerate(conversation):
+            for part in message["content"]:
+                found = [each for each in self._placeholders if each in part.get("text", "")]
+                if found:
+                    raise InvalidRequest(
+                        f"the text holds {found[0]!r}, which stands for an image in this model; "
+                        "send images as image_url parts",
+                        f"messages[{index}].content",
+                    )
+
+    def _as_string(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        parts = (part.get("text", self.placeholder) for part in message["content"])
+        return {**message, "content": "\n".join(parts)}
+
+    def _renders_parts(self) -> bool:
+        """Return whether the template reads a list of parts, rather than printing it."""
+        parts = [{"type": "image"}, {"type": "text", "text": PROBE}]
+        try:
+            text = self._processor.tokenizer.apply_chat_template(
+                [{"role": "user", "content": parts}], chat_template=self._template, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError):
+            return False
+        return PROBE in text and self.placeholder in text and "'type'" not in text
+
+
+def try_images(loaded: LoadedModel) -> None:
+    """Send an image through the processor and the vision tower; raises ModelUnavailable where one fails."""
+    transformers_logging.set_verbosity_error()
+    parts = [{"type": "image"}, {"type": "text", "text": PROBE}]
+    try:
+        assert loaded.image_token is not None
+        pictured = Pictured(loaded.processor, loaded.image_token)
+        prompt, images = pictured.prompt(
+            pictured.render([{"role": "user", "content": parts}]), [Image.new("RGB", (64, 48), "gray")]
+        )
+        assert images is not None
+        with opened(loaded) as door:
+            door.join(prompt, images)
+    except Exception as error:
+        reason = error.message if isinstance(error, SteeringError) else f"{type(error).__name__}: {error}"
+        raise ModelUnavailable(
+            f"{type(loaded.model).__name__} cannot be served with images: {' '.join(reason.split())[:300]}"
+        ) from error
