@@ -11,7 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.config import Settings
-from server.engine.protocol import Engine
+from server.engine.protocol import Engine, ModelCard
+from server.fetching import Fetcher
+from server.images import ImageLimits
 from server.metrics import Metrics
 from server.middleware import BodyLimit, Envelope, KeyCheck
 from server.naming import served_name
@@ -22,8 +24,10 @@ from server.service import Service
 from server.steering_option import Resolver
 from server.translate import Translator
 from steering.errors import SteeringError
+from steering.picturing import Pictured
 from vector_store.store import VectorStore
 
+MOST_BYTES, MOST_BYTES_WITH_IMAGES = 4 * 1024**2, 20 * 1024**2
 ERROR_ANSWER = {"description": "OpenAI's error object: message, type, param and code."}
 
 
@@ -39,11 +43,14 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
         middleware=[
             Middleware(Envelope, metrics=metrics),
             Middleware(KeyCheck, keys=settings.api_key),
-            Middleware(BodyLimit, limit=settings.max_body_bytes),
+            Middleware(BodyLimit, limit=body_limit(settings, engine)),
         ],
         exception_handlers={SteeringError: answer_problem, HTTPException: answer_problem},
     )
-    app.state.service = Service(settings, engine, store, metrics, translator(settings, engine, store))
+    fetcher = Fetcher(frozenset(map(str.lower, settings.image_host)), body_limit(settings, engine))
+    app.state.service = Service(
+        settings, engine, store, metrics, translator(settings, engine, store), fetcher
+    )
     for routes in (chat, models, profiles, operations):
         app.include_router(routes.router)
     return app
@@ -54,10 +61,24 @@ def translator(settings: Settings, engine: Engine, store: VectorStore) -> Transl
     return Translator(
         engine.card,
         served_name(identity.id, settings.served_model_name),
-        Resolver(store, identity, settings.max_strength),
+        Resolver(store, identity, settings.max_strength, engine.card.processor is not None),
         most_choices=settings.max_batch_size + settings.max_waiting,
         most_characters=engine.card.context_length * longest_token(engine.card.tokenizer),
+        images=ImageLimits(settings.max_images, settings.max_image_pixels),
+        pictured=pictured(engine.card),
     )
+
+
+def pictured(card: ModelCard) -> Pictured | None:
+    """Return what makes prompts of messages with images; None: the model takes none."""
+    if card.processor is None or card.image_token is None:
+        return None
+    return Pictured(card.processor, card.image_token)
+
+
+def body_limit(settings: Settings, engine: Engine) -> int:
+    """Return the most bytes of a body: images take more than words."""
+    return settings.max_body_bytes or (MOST_BYTES_WITH_IMAGES if engine.card.processor else MOST_BYTES)
 
 
 def running(engine: Engine) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -44,15 +44,18 @@ def run_build(request: BuildRequest) -> None:
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     with explained(console, "nothing was published; the same command goes on from here"):
         refuse_early(request)
-        refuse_closed(request.store or default_root())
+        refuse_closed(request.store or default_root(), request.name)
         options, sources = read_options(request), read_sources(request)
         refuse_description(describe(request, sources.metric))
         cache_dir = request.cache_dir or user_cache_path("grainserve")
         loaded = load_model(request.model, cache_dir, device=request.device)
         kept = cache_dir / "builds" / build_key(request, options, loaded)
+        memo = Memo(kept)
+        if memo.count():
+            console.print(f"this build was begun before: {memo.count()} finished steps are taken from {kept}")
         with shown(console) as progress:
             built = build_vectors(
-                loaded, sources.pairs, sources.metric, sources.prompts, options, progress, Memo(kept)
+                loaded, sources.pairs, sources.metric, sources.prompts, options, progress, memo
             )
         manifest = describe_profile(request, loaded, sources, options, built)
         files = attachments(manifest, built.report)

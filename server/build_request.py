@@ -87,7 +87,7 @@ def refuse_early(request: BuildRequest) -> None:
     unused = sorted(given({**request.grains, **request.attribution}).keys() - ALWAYS_USED)
     if request.method != "grains" and (unused or request.preset != "default"):
         option = OPTION_NAMES.get(unused[0], unused[0].replace("_", "-")) if unused else "preset"
-        raise InvalidRequest(f"--{option} is about GrAInS; leave it out, or --method {request.method}")
+        raise InvalidRequest(f"--{option} is about GrAInS, and --method {request.method} has no use for it")
 
 
 def refuse_description(description: object) -> None:
@@ -120,12 +120,15 @@ def parse_doses(doses: tuple[float, ...]) -> tuple[float, ...] | None:
     return doses or None
 
 
-def refuse_closed(root: Path) -> None:
+def refuse_closed(root: Path, name: str) -> None:
     """Find out before minutes of work whether their result could be stored."""
+    home = root / name
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root):
             pass
+        if home.is_symlink() or (home.exists() and not home.is_dir()):
+            raise StoreNotWritable(f"{home} is no directory; remove it, or take another --name")
     except OSError as error:
         raise StoreNotWritable(
             f"no profile can be stored in {root}: {error.strerror}; name another --store"

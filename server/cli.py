@@ -73,6 +73,9 @@ def serve(
     threads: Annotated[int | None, flag("threads")] = None,
     api_key: Annotated[list[str] | None, flag("api_key")] = None,
     max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
+    max_images: Annotated[int | None, flag("max_images")] = None,
+    max_image_pixels: Annotated[int | None, flag("max_image_pixels")] = None,
+    image_host: Annotated[list[str] | None, flag("image_host")] = None,
     max_strength: Annotated[float | None, flag("max_strength")] = None,
     log_level: Annotated[str | None, flag("log_level")] = None,
     config: Annotated[

@@ -41,15 +41,23 @@ def split_keys(value: Any) -> Any:
     return keys
 
 
+def split_names(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return [name.strip() for name in value.split(",") if name.strip()]
+
+
 def refuse_empty_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
     if not all(key.get_secret_value().strip() for key in keys):
         raise ValueError("a key is empty")
     return keys
 
 
+HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
 Keys = Annotated[
     tuple[SecretStr, ...], NoDecode, BeforeValidator(split_keys), AfterValidator(refuse_empty_keys)
 ]
+Hosts = Annotated[tuple[HostName, ...], NoDecode, BeforeValidator(split_names)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -86,7 +94,16 @@ class Settings(BaseSettings):
     kv_cache_gb: float | None = Field(None, gt=0, description="Memory for the KV cache.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of the model on a CPU.")
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
-    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1, description="Largest request body.")
+    max_body_bytes: int | None = Field(
+        None, ge=1, description="Largest request body; none: 4 MiB, or 20 MiB where the model takes images."
+    )
+    max_images: int = Field(16, ge=1, description="Images of a request.")
+    max_image_pixels: int = Field(
+        32_000_000, ge=1, description="Pixels of a request's images, over all of them."
+    )
+    image_host: Hosts = Field(
+        (), description="Host that images are fetched from; repeatable. None: data URLs only."
+    )
     max_strength: float = Field(
         4.0, ge=0, le=MOST_STRENGTH, description="Largest steering strength, either sign."
     )

@@ -13,13 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from server.console import explained, shown
-from server.judging import Judge, judge_strengths, judgement_rows, read_template, refuse_silent
+from server.judging import Judge, judge_strengths, judgement_rows, rates, read_template
 from server.profiles_cli import PIPED_WIDTH
 from steering.building.damage import measure_damage
 from steering.building.evaluation import Evaluation, evaluate
 from steering.building.measuring import Measure, measure_by_margin, measure_by_metric, with_damage
 from steering.building.metrics import Metric, read_metric
-from steering.building.pairs import Message, PairsFile, leave_out_long, tokenise_pairs, tokenise_prompt
+from steering.building.pairs import (
+    Message,
+    PairsFile,
+    leave_out_long,
+    refuse_long_prompts,
+    tokenise_pairs,
+    tokenise_prompt,
+)
 from steering.building.progress import Progress
 from steering.building.questions import NeutralText, neutral_text, read_questions
 from steering.building.readers import read_pairs, read_prompts
@@ -32,6 +39,8 @@ from vector_store.places import default_root
 from vector_store.store import Profile
 
 HEADLINE_STRENGTHS = {-1.0, 1.0}
+
+UNREADABLE = "warning: no reply of the judge was a number from 1 to 10; see --judge-prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +103,16 @@ def run_eval(request: EvalRequest) -> None:
         profile = open_store(request.store or default_root()).get(request.name, request.version)
         held_out = read_held_out(request, profile.manifest)
         if judge is not None:
-            refuse_silent(judge)
+            console.print("asking the judge for one rating first")
+            if not rates(judge):
+                console.print(UNREADABLE)
         cache_dir = request.cache_dir or user_cache_path("grainserve")
         loaded = load_model(request.model, cache_dir, device=request.device)
         refuse_unfit(profile.manifest, loaded)
         with shown(console) as progress:
             found = measure_profile(request, profile, loaded, held_out, strengths, judge, progress)
         if found.judged and all(row["rating"] is None for row in found.judged):
-            console.print("warning: no reply of the judge was a number from 1 to 10; see --judge-prompt")
+            console.print(UNREADABLE)
         record = describe_evaluation(profile, request, held_out, found)
         printed = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, markup=False, highlight=False)
         printed.print(*tables(record), sep="\n")
@@ -195,6 +206,7 @@ def measure_profile(
 def held_out_measure(loaded: LoadedModel, held_out: HeldOut, max_tokens: int) -> tuple[Measure, list[str]]:
     """Return the measure and each item's prompt."""
     if held_out.metric is not None:
+        refuse_long_prompts(loaded, held_out.prompts, max_tokens)
         tokens = [tokenise_prompt(loaded, prompt) for prompt in held_out.prompts]
         measure = measure_by_metric(loaded, tokens, held_out.metric, max_tokens)
         return measure, [prompt[-1]["content"] for prompt in held_out.prompts]

@@ -88,6 +88,8 @@ def typed_pair(request: ExplainRequest) -> Pair:
         raise InvalidRequest(
             "a pair needs --prompt, --preferred and --dispreferred; or name a file of pairs and its --line"
         )
+    if preferred == dispreferred:
+        raise InvalidRequest("--preferred and --dispreferred are the same: nothing tells them apart")
     system = [{"role": "system", "content": request.system}] if request.system else []
     return Pair(1, (*system, {"role": "user", "content": prompt}), preferred, dispreferred)
 
@@ -110,6 +112,8 @@ def pair_on_line(path: Path, line: int | None) -> Pair:
 def refuse_unwritable(png: Path | None) -> None:
     if png is not None and not png.absolute().parent.is_dir():
         raise InvalidRequest(f"--png {png} cannot be written: there is no directory {png.parent}")
+    if png is not None and png.is_dir():
+        raise InvalidRequest(f"--png {png} cannot be written: it is a directory; name a file")
 
 
 def explain(loaded: LoadedModel, pair: Pair, steps: int) -> tuple[Explanation, ...]:
@@ -211,6 +215,8 @@ def with_gap(part: Explanation) -> ScoredTokens:
 def warn(parts: Sequence[Explanation]) -> None:
     """Say on standard error which scores are not to be trusted."""
     for part in parts:
+        if not part.steps:
+            typer.echo(f"note: the {part.scored.title} has a single token: none is scored", err=True)
         if part.gap > LARGE_GAP:
             typer.echo(
                 f"warning: the {part.scored.title}'s scores miss the change that they should add up to by "

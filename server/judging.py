@@ -1,11 +1,13 @@
 """Answers judged by a language model behind an OpenAI-compatible chat endpoint: 1 to 10 for each."""
 
+import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from time import monotonic
 from typing import Any
 
 import httpx
@@ -19,7 +21,9 @@ from steering.errors import InvalidRequest, JudgeUnavailable
 RATING = re.compile(r"\W*(?:(?:rating|score)\W*)?(\d+(?:\.\d+)?)(?:\s*/\s*10)?\W*", re.IGNORECASE)
 LOWEST, HIGHEST = 1.0, 10.0
 AT_A_TIME = 8
+# For a whole reply, however slowly its bytes come.
 TIMEOUT_SECONDS = 120.0
+MOST_REPLY_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,15 @@ def judge_strengths(
     return found
 
 
-def refuse_silent(judge: Judge) -> None:
-    """Raise JudgeUnavailable before minutes of work if the judge does not answer."""
+def rates(judge: Judge) -> bool:
+    """Return whether the judge rates a greeting; raises JudgeUnavailable if it does not answer at all."""
     with judging_client(judge) as client:
-        rate(client, judge, "Say hello.", "Hello!")
+        return rate(client, judge, "Say hello.", "Hello!") is not None
 
 
 def judging_client(judge: Judge) -> httpx.Client:
+    if judge.api_key and not judge.api_key.isascii():
+        raise InvalidRequest("--judge-api-key holds a character that no HTTP header can carry")
     headers = {"Authorization": f"Bearer {judge.api_key}"} if judge.api_key else {}
     return httpx.Client(headers=headers, timeout=TIMEOUT_SECONDS)
 
@@ -84,16 +90,38 @@ def rate(client: httpx.Client, judge: Judge, prompt: str, answer: str) -> float 
     content = re.sub(r"\{prompt\}|\{answer\}", lambda found: parts[found[0]], judge.template)
     body = {"model": judge.model, "messages": [{"role": "user", "content": content}], "temperature": 0}
     try:
-        reply = client.post(f"{judge.url.rstrip('/')}/chat/completions", json=body)
-        reply.raise_for_status()
-        return read_rating(reply.json()["choices"][0]["message"]["content"])
-    except httpx.HTTPStatusError as error:
-        reason = f"it says {error.response.status_code}: {error.response.text[:200]}"
+        status, reply = ask(client, f"{judge.url.rstrip('/')}/chat/completions", body)
+        if status == httpx.codes.OK:
+            return read_rating(json.loads(reply)["choices"][0]["message"]["content"])
+        reason = f"it says {status}: {printable(reply.decode(errors='replace'))[:200]}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = f"it cannot be reached: {error or type(error).__name__}"
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        reason = f"its reply is not a chat completion ({type(error).__name__}: {error})"
-    raise JudgeUnavailable(f"the judge at {judge.url} does not judge: {reason}; see --judge-url")
+        reason = f"it cannot be reached: {str(error) or type(error).__name__}"
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        reason = f"its reply is not a chat completion ({type(error).__name__}: {printable(str(error))[:200]})"
+    raise JudgeUnavailable(f"the judge at {without_password(judge.url)} does not judge: {reason}")
+
+
+def ask(client: httpx.Client, url: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    """Return status and body of the reply; one that is endless, in bytes or in time, is an httpx error."""
+    deadline = monotonic() + TIMEOUT_SECONDS
+    read = bytearray()
+    with client.stream("POST", url, json=body, headers={"Accept-Encoding": "identity"}) as reply:
+        for piece in reply.iter_raw():
+            read += piece
+            if len(read) > MOST_REPLY_BYTES:
+                raise httpx.ReadError(f"its reply is longer than {MOST_REPLY_BYTES} bytes")
+            if monotonic() > deadline:
+                raise httpx.ReadTimeout(f"its reply took longer than {TIMEOUT_SECONDS:g} s")
+    return reply.status_code, bytes(read)
+
+
+def printable(text: str) -> str:
+    """Return the text without characters that a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def read_rating(reply: str | None) -> float | None:

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from server.wire import TAGS, ChatRequest, Message, StreamOptions, TermRequest, TextPart
+from server.wire import TAGS, ChatRequest, ImageUrl, Message, StreamOptions, TermRequest, TextPart
 from steering.errors import EngineOverloaded, InvalidRequest, InvalidSteering, SteeringError
 
 MAX_ERRORS = 10
@@ -24,6 +24,7 @@ NEIGHBOURS: dict[str, type[BaseModel]] = {
     "steering": TermRequest,
     "messages": Message,
     "content": TextPart,
+    "image_url": ImageUrl,
     "stream_options": StreamOptions,
 }
 CODES = {

@@ -1,12 +1,19 @@
-"""Messages to token ids, through the model's chat template."""
+"""Messages to token ids and images, through the model's chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
+from PIL import Image
 
-from server.wire import Message
+from server.images import ImageLimits, InvalidImage, bytes_of, decoded
+from server.wire import ImagePart, Message
 from steering.errors import ContextLengthExceeded, InvalidRequest
+from steering.picturing import Pictured, Prompt
+
+
+class UnsupportedImages(InvalidRequest):
+    code = "unsupported_parameter"
 
 
 def longest_token(tokenizer: Any) -> int:
@@ -45,8 +52,53 @@ def rendered(messages: Sequence[Message], tokenizer: Any) -> str:
         raise InvalidRequest(reason[:500], "messages") from error
 
 
-def as_template_reads(message: Message) -> dict[str, str]:
+def as_template_reads(message: Message) -> dict[str, Any]:
     """Return the message in the words of chat templates, which know no `developer`."""
     role = "system" if message.role == "developer" else message.role
     named = {"name": message.name} if message.name is not None else {}
     return {"role": role, "content": message.text, **named}
+
+
+def placed_images(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
+    """Yield each image's place in the body and its URL."""
+    for index, message in enumerate(messages):
+        for number, part in enumerate(message.parts):
+            if isinstance(part, ImagePart):
+                yield f"messages[{index}].content[{number}].image_url.url", part.image_url.url
+
+
+def refuse_images(messages: Sequence[Message]) -> None:
+    for place, _ in placed_images(messages):
+        raise UnsupportedImages("this model takes no images", place.removesuffix(".url"))
+
+
+def refuse_many(messages: Sequence[Message], limits: ImageLimits) -> None:
+    places = [place for place, _ in placed_images(messages)]
+    if len(places) > limits.count:
+        raise InvalidImage(
+            f"there are {len(places)} images; this server reads {limits.count} at most in a request",
+            places[limits.count],
+        )
+
+
+def pictured_prompt(
+    messages: Sequence[Message], pictured: Pictured, limits: ImageLimits, fetched: Mapping[str, bytes]
+) -> Prompt:
+    """Return token ids and images; fetched: the bytes of images that are not data URLs, by their places."""
+    pictures: list[Image.Image] = []
+    room = limits.pixels
+    for place, url in placed_images(messages):
+        raw = fetched[place] if place in fetched else bytes_of(url, place)
+        picture = decoded(raw, room, place)
+        room -= picture.width * picture.height
+        pictures.append(picture)
+    return pictured.prompt(pictured.render([with_parts(message) for message in messages]), pictures)
+
+
+def with_parts(message: Message) -> dict[str, Any]:
+    """Return the message as vision-language models' templates read it."""
+    parts = [
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+        for part in message.parts
+    ]
+    return {**as_template_reads(message), "content": parts}

@@ -117,6 +117,7 @@ def proof(plan: SteeringPlan, steered_tokens: Sequence[int]) -> dict[str, Any]:
             "strength": term.strength,
             "layers": list(term.layers),
             "positions": term.positions,
+            "tokens": term.tokens,
             "steered_tokens": steered,
         }
         for term, steered in zip(plan.terms, steered_tokens, strict=True)

@@ -7,6 +7,7 @@ from starlette.requests import Request
 
 from server.config import Settings
 from server.engine.protocol import Engine
+from server.fetching import Fetcher
 from server.metrics import Metrics
 from server.translate import Translator
 from vector_store.store import VectorStore
@@ -21,6 +22,7 @@ class Service:
     store: VectorStore
     metrics: Metrics
     translator: Translator
+    fetcher: Fetcher
     translating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(TRANSLATIONS))
 
 

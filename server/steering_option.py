@@ -17,8 +17,8 @@ from server.steering_syntax import (
 )
 from server.wire import SteeringRequest, TermRequest
 from steering.errors import InvalidSteering, ProfileIncompatible, ProfileNotFound
-from steering.plan import MOST_TERMS
-from steering.types import ModelIdentity, Positions, SteeringPlan, SteeringTerm
+from steering.plan import MOST_TERMS, applies
+from steering.types import ModelIdentity, Positions, SteeringPlan, SteeringTerm, Tokens
 from vector_store.manifest import incompatibility
 from vector_store.names import quoted
 from vector_store.store import Profile, VectorStore
@@ -27,6 +27,12 @@ PROFILE_HEADER = "X-Steering-Profile"
 STRENGTH_HEADER = "X-Steering-Strength"
 HEADERS = {name.lower(): name for name in (PROFILE_HEADER, STRENGTH_HEADER)}
 LEAST_STRENGTH = 1e-30
+# The kinds of token that terms tell apart.
+KINDS: tuple[tuple[Positions, Tokens], ...] = (
+    ("prompt", "text"),
+    ("prompt", "image"),
+    ("generated", "text"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class AskedTerm:
     strength: float | None
     layers: tuple[int, ...] | None = None
     positions: Positions | None = None
-    tokens: str | None = None
+    tokens: Tokens | None = None
 
     def at(self, key: str) -> str:
         return f"{self.place}.{key}" if self.keyed else self.place
@@ -51,11 +57,15 @@ class AskedTerm:
 
 @dataclass(frozen=True, slots=True)
 class Resolver:
-    """Turns asked terms into plan terms: the store, the model that they must fit, and the cap on strength."""
+    """Turns asked terms into plan terms: the store, the model that they must fit, and the cap on strength.
+
+    sees: whether the model takes images.
+    """
 
     store: VectorStore
     model: ModelIdentity
     max_strength: float
+    sees: bool = False
 
     def plan(self, terms: Sequence[AskedTerm]) -> SteeringPlan:
         plan = SteeringPlan(tuple(self.term(term) for term in terms))
@@ -64,11 +74,11 @@ class Resolver:
 
     def _check_sums(self, plan: SteeringPlan, place: str) -> None:
         """Refuse one profile named several times, together beyond the cap at some layer and position."""
-        sums: dict[tuple[str, int, str], float] = defaultdict(float)
+        sums: dict[tuple[str, int, object], float] = defaultdict(float)
         for term in plan.terms:
-            for layer, positions in product(term.layers, ("prompt", "generated")):
-                if term.positions in ("all", positions):
-                    sums[term.vectors.digest, layer, positions] += term.strength
+            for layer, kind in product(term.layers, KINDS):
+                if applies(term, *kind):
+                    sums[term.vectors.digest, layer, kind] += term.strength
         beyond = max(map(abs, sums.values()), default=0.0)
         if beyond > self.max_strength * (1 + 1e-9):
             raise InvalidSteering(
@@ -84,6 +94,7 @@ class Resolver:
             strength,
             layers_of(asked, profile),
             asked.positions or profile.vectors.positions,
+            asked.tokens or profile.vectors.tokens,
         )
 
     def _strength(self, asked: AskedTerm) -> float:
@@ -107,7 +118,7 @@ class Resolver:
             raise ProfileIncompatible(
                 f"profile '{asked.name}' does not fit the model: {reason}", asked.at("profile")
             )
-        if "image" in (asked.tokens, profile.manifest.tokens):
+        if not self.sees and "image" in (asked.tokens, profile.manifest.tokens):
             raise InvalidSteering(
                 "this model takes no images: it has no image tokens to steer", asked.at("tokens")
             )
@@ -215,7 +226,9 @@ def agreed_plan(sources: Sequence[Sequence[AskedTerm] | None], resolver: Resolve
 
 def meaning(plan: SteeringPlan) -> list[tuple[object, ...]]:
     """Return what two plans must have in common to be the same; the order of terms is not in it."""
-    return sorted((t.vectors.name, t.vectors.version, t.strength, t.layers, t.positions) for t in plan.terms)
+    return sorted(
+        (t.vectors.name, t.vectors.version, t.strength, t.layers, t.positions, t.tokens) for t in plan.terms
+    )
 
 
 def said(terms: Sequence[AskedTerm]) -> str:

@@ -7,8 +7,16 @@ from dataclasses import dataclass, replace
 from starlette.datastructures import Headers
 
 from server.engine.protocol import GenerationJob, ModelCard, SamplingParams
+from server.images import ImageLimits
 from server.naming import ServedName
-from server.prompts import prompt_of, refuse_hopeless
+from server.prompts import (
+    pictured_prompt,
+    placed_images,
+    prompt_of,
+    refuse_hopeless,
+    refuse_images,
+    refuse_many,
+)
 from server.steering_option import (
     Resolver,
     agreed_plan,
@@ -17,8 +25,10 @@ from server.steering_option import (
     asked_in_string,
 )
 from server.wire import ChatRequest
-from steering.errors import ContextLengthExceeded, InvalidRequest
+from steering.errors import ContextLengthExceeded, InvalidRequest, InvalidSteering
+from steering.picturing import Pictured, Prompt
 from steering.types import SteeringPlan
+from steering.vision import ImageInputs
 
 LEAST_TOP_P = 1e-6  # a top_p of 0 asks for the likeliest token, not for none
 
@@ -53,16 +63,37 @@ class Translator:
     resolver: Resolver
     most_choices: int
     most_characters: int
+    images: ImageLimits
+    pictured: Pictured | None = None
 
-    def run_of(self, request: ChatRequest, headers: Headers, run_id: str, created: int) -> Run:
-        """Return the run that the request asks for; whatever is wrong with it is raised here."""
+    def addresses_of(self, request: ChatRequest) -> dict[str, str]:
+        """Return the URLs of the images that must be fetched first, by their places in the body."""
+        if self.pictured is None:
+            refuse_images(request.messages)
+        refuse_many(request.messages, self.images)
+        places = placed_images(request.messages)
+        return {place: url for place, url in places if url[:5].lower() != "data:"}
+
+    def run_of(
+        self,
+        request: ChatRequest,
+        headers: Headers,
+        fetched: Mapping[str, bytes],
+        run_id: str,
+        created: int,
+    ) -> Run:
+        """Return the run that the request asks for; whatever is wrong with it is raised here.
+
+        fetched: what was found behind addresses_of(request).
+        """
         check_combinations(request)
         self._check_size(request)
         plan = self.plan_of(request, headers)
-        prompt = prompt_of(request.messages, self.card.tokenizer)
+        prompt, images = self._prompt_of(request, fetched)
+        refuse_without_images(plan, images)
         sampling = sampling_of(request, len(prompt), self.card)
         jobs = tuple(
-            GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan)
+            GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, images)
             for index in range(request.n or 1)
         )
         return Run(
@@ -74,6 +105,11 @@ class Translator:
             stream=bool(request.stream),
             include_usage=bool(request.stream_options and request.stream_options.include_usage),
         )
+
+    def _prompt_of(self, request: ChatRequest, fetched: Mapping[str, bytes]) -> Prompt:
+        if self.pictured is None:
+            return prompt_of(request.messages, self.card.tokenizer), None
+        return pictured_prompt(request.messages, self.pictured, self.images, fetched)
 
     def _check_size(self, request: ChatRequest) -> None:
         if request.n is not None and request.n > self.most_choices:
@@ -88,6 +124,16 @@ class Translator:
             asked_in_headers(headers),
         )
         return agreed_plan(sources, self.resolver)
+
+
+def refuse_without_images(plan: SteeringPlan, images: ImageInputs | None) -> None:
+    """Refuse to steer image tokens where there are none, rather than run without what was asked for."""
+    for term in plan.terms:
+        if term.tokens == "image" and term.strength and images is None:
+            raise InvalidSteering(
+                f"profile '{term.vectors.name}' is to steer image tokens, but the messages hold no image",
+                "steering",
+            )
 
 
 def check_combinations(request: ChatRequest) -> None:

@@ -14,11 +14,11 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from steering.plan import MOST_TERMS
-from steering.types import Positions
+from steering.types import Positions, Tokens
 
 # Tags of the unions below; with pydantic's own for a key, they stand in its error locations, never in ours.
-TEXT, LIST, OBJECT = "<text>", "<list>", "<object>"
-TAGS = frozenset({TEXT, LIST, OBJECT, "[key]"})
+TEXT, LIST, OBJECT, PLAIN, IMAGE = "<text>", "<list>", "<object>", "<plain>", "<image>"
+TAGS = frozenset({TEXT, LIST, OBJECT, PLAIN, IMAGE, "[key]"})
 KINDS: dict[type, str] = {str: TEXT, list: LIST, dict: OBJECT}
 
 SEEDS = 2**63
@@ -55,7 +55,7 @@ class TermRequest(Wire):
     strength: float | None = None
     layers: Annotated[list[int], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
     positions: Positions | None = None
-    tokens: Literal["all", "text", "image"] | None = None
+    tokens: Tokens | None = None
 
 
 SteeringRequest = Annotated[
@@ -64,6 +64,14 @@ SteeringRequest = Annotated[
     | Annotated[TermRequest, Tag(OBJECT)],
     one_of_kinds("an object, a list of objects, or a string such as 'cheerful*0.8+formal'"),
 ]
+
+
+REFUSED_PARTS = {
+    "input_audio": "this model takes no audio",
+    "file": "this model takes no files",
+    "refusal": "refusal parts are not supported; send the text",
+}
+UNKNOWN_PART = "not a kind of content part; send 'text' or 'image_url'"
 
 
 class TextPart(Wire):
@@ -79,17 +87,27 @@ class TextPart(Wire):
         return part
 
 
-REFUSED_PARTS = {
-    "image_url": "this model takes no images",
-    "input_audio": "this model takes no audio",
-    "file": "this model takes no files",
-    "refusal": "refusal parts are not supported; send the text",
-}
-UNKNOWN_PART = "not a kind of content part; this model takes 'text'"
+class ImageUrl(Wire):
+    """detail is accepted; a model sees an image as its own processor makes it."""
 
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
+
+class ImagePart(Wire):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+def part_kind(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else getattr(part, "type", None)
+    return IMAGE if kind == "image_url" else PLAIN
+
+
+Part = Annotated[Annotated[TextPart, Tag(PLAIN)] | Annotated[ImagePart, Tag(IMAGE)], Discriminator(part_kind)]
 Content = Annotated[
-    Annotated[str, Tag(TEXT)] | Annotated[list[TextPart], Field(min_length=1, fail_fast=True), Tag(LIST)],
-    one_of_kinds("a string or a list of text parts"),
+    Annotated[str, Tag(TEXT)] | Annotated[list[Part], Field(min_length=1, fail_fast=True), Tag(LIST)],
+    one_of_kinds("a string or a list of parts"),
 ]
 
 
@@ -120,7 +138,11 @@ class Message(Wire):
     def text(self) -> str:
         if isinstance(self.content, str):
             return self.content
-        return "\n".join(part.text for part in self.content)
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def parts(self) -> list[Part]:
+        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
 
 class StreamOptions(Wire):

@@ -13,6 +13,7 @@ from steering.processor import chat_template_of
 from steering.vision import ImageInputs, opened, token_spans
 
 Conversation = Sequence[Mapping[str, Any]]
+Prompt = tuple[tuple[int, ...], ImageInputs | None]
 PROBE = "grain"
 # Of what a processor returns these are not the images'.
 WORDS = frozenset({"input_ids", "attention_mask"})
@@ -48,9 +49,7 @@ class Pictured:
             reason = f"the model's chat template refuses these messages: {error}"
             raise InvalidRequest(reason[:500], "messages") from error
 
-    def prompt(
-        self, text: str, pictures: Sequence[Image.Image]
-    ) -> tuple[tuple[int, ...], ImageInputs | None]:
+    def prompt(self, text: str, pictures: Sequence[Image.Image]) -> Prompt:
         """Return token ids, and the images' tensors, of a rendered conversation."""
         placed = text.count(self.placeholder)
         if placed != len(pictures):

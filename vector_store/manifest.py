@@ -89,6 +89,6 @@ def incompatibility(manifest: Manifest, model: ModelIdentity) -> str | None:
         return None
     return (
         f"built for {built.id} ({built.architecture}, {built.layers} layers of {built.hidden_size}, "
-        f"fingerprint {built.fingerprint[:12]}), but the server runs {model.id} ({model.architecture}, "
+        f"fingerprint {built.fingerprint[:12]}), but the model here is {model.id} ({model.architecture}, "
         f"{model.layers} layers of {model.hidden_size}, fingerprint {model.fingerprint[:12]})"
     )

@@ -58,7 +58,7 @@ def _explained(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreNotWritable(
-            f"cannot publish into {root}: {error.strerror or error}; "
+            f"cannot publish into {error.filename or root}: {error.strerror or error}; "
             "make it a directory that this user can write and that has space, or choose another"
         ) from error
 

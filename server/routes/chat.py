@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 
 from anyio import to_thread
@@ -58,7 +59,9 @@ async def read_run(request: Request, service: Service) -> Run:
     refuse_query(request.query_params)
     body = await request.body()
     # Few at a time: a body of megabytes takes seconds and hundreds of megabytes to tokenise.
-    return await to_thread.run_sync(translated, body, request, service, limiter=service.translating)
+    asked, addresses = await to_thread.run_sync(looked_into, body, service, limiter=service.translating)
+    fetched = await service.fetcher.fetch_all(addresses)
+    return await to_thread.run_sync(translated, asked, request, service, fetched, limiter=service.translating)
 
 
 def refuse_query(query: QueryParams) -> None:
@@ -70,9 +73,15 @@ def refuse_query(query: QueryParams) -> None:
             )
 
 
-def translated(body: bytes, request: Request, service: Service) -> Run:
+def looked_into(body: bytes, service: Service) -> tuple[ChatRequest, dict[str, str]]:
+    """Return the request, and the addresses of images that it names."""
+    asked = parsed(body)
+    return asked, service.translator.addresses_of(asked)
+
+
+def translated(asked: ChatRequest, request: Request, service: Service, fetched: Mapping[str, bytes]) -> Run:
     run_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return service.translator.run_of(parsed(body), request.headers, run_id, int(time.time()))
+    return service.translator.run_of(asked, request.headers, fetched, run_id, int(time.time()))
 
 
 def parsed(body: bytes) -> ChatRequest:

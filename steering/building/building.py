@@ -31,6 +31,7 @@ from steering.building.pairs import (
     PairsFile,
     describe_left_out,
     leave_out_long,
+    refuse_long_prompts,
     tokenise_pairs,
     tokenise_prompt,
 )
@@ -119,6 +120,7 @@ def build_vectors(
     """
     pairs = leave_out_long(loaded, pairs)
     refuse_overlap(pairs, test_prompts)
+    refuse_long_prompts(loaded, test_prompts, options.max_tokens)
     split = split_pairs(pairs, options.seed, with_test=metric is None and options.evidence)
     build = tokenise_pairs(loaded, split.build)
     bench = with_neutral_text(loaded, make_bench(loaded, split, metric, test_prompts, options))

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from steering.building.generation import Deltas
 from steering.building.measuring import Measure, Outcome
+from steering.errors import InvalidRequest
 
 Value = TypeVar("Value")
 
@@ -21,7 +22,7 @@ OUTCOME = TypeAdapter(Outcome)
 class Memo:
     """JSON values by key, one file each in a folder; without a folder nothing is remembered.
 
-    A file is complete or absent; one that cannot be read, or is not of the expected type, counts as absent.
+    A file is its value and the value's SHA-256; one that is not counts as absent.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -33,14 +34,35 @@ class Memo:
             return compute()
         path = self._folder / f"{sha256(key.encode()).hexdigest()}.json"
         try:
-            return kind.validate_python(json.loads(path.read_bytes()))
+            return kind.validate_python(read_checked(path))
         except (OSError, ValueError):
             value = compute()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        staging = path.with_name(f"{path.name}.{uuid4().hex}")
-        staging.write_text(json.dumps(kind.dump_python(value, mode="json")))
-        staging.replace(path)
+        try:
+            write_checked(path, json.dumps(kind.dump_python(value, mode="json")).encode())
+        except OSError as error:
+            raise InvalidRequest(
+                f"finished steps cannot be kept in {self._folder}: {error.strerror or error}; "
+                "make room there or name another --cache-dir"
+            ) from error
         return value
+
+    def count(self) -> int:
+        """Return how many values are kept."""
+        return len(list(self._folder.glob("*.json"))) if self._folder is not None else 0
+
+
+def read_checked(path: Path) -> Any:
+    digest, _, value = path.read_bytes().partition(b"\n")
+    if sha256(value).hexdigest().encode() != digest:
+        raise ValueError(f"{path} is not what was written")
+    return json.loads(value)
+
+
+def write_checked(path: Path, value: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f"{path.name}.{uuid4().hex}")
+    staging.write_bytes(sha256(value).hexdigest().encode() + b"\n" + value)
+    staging.replace(path)
 
 
 def remembered(measure: Measure, memo: Memo, items: str) -> Measure:

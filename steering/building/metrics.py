@@ -1,17 +1,18 @@
 """Scores of a text: how much of a behaviour it shows."""
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from steering.building.classifying import log_odds
 from steering.errors import InvalidRequest
 from steering.loading import LoadedModel
 
-WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+WORD = regex.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 # (model, answers) -> a number for each answer; only some kinds ask the model, which nothing steers then.
 Scorer = Callable[[LoadedModel, Sequence[str]], list[float]]
@@ -27,6 +28,7 @@ class Metric:
     direction: int
 
 
+SECONDS_PER_TEXT = 5.0
 METRIC_SHAPE = '{"name": ..., "metric": {"kind": ...}}'
 
 
@@ -46,12 +48,14 @@ def read_metric(path: Path) -> Metric:
             f"{path} is not a metric: {error} is missing or unknown; it needs {METRIC_SHAPE}; kinds are "
             f"{', '.join(KINDS)}"
         ) from error
-    except (ValueError, TypeError, AttributeError, RecursionError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, regex.error) as error:
         reason = f"{type(error).__name__}: {error}"
         raise InvalidRequest(f"{path} is not a metric ({reason}); kinds are {', '.join(KINDS)}") from error
 
 
-def parse_metric(record: dict[str, Any]) -> Metric:
+def parse_metric(record: Any) -> Metric:
+    if not isinstance(record, dict) or not isinstance(record["metric"], dict):
+        raise TypeError(f"it needs {METRIC_SHAPE}")
     definition = record["metric"]
     kind = definition["kind"]
     direction = definition.get("direction", -1 if kind == "length" else 1)
@@ -72,8 +76,10 @@ def each(score: Callable[[str], float]) -> Scorer:
 
 
 def lexicon_metric(definition: dict[str, Any]) -> Scorer:
-    positive = {word.casefold() for word in definition["positive"]}
-    negative = {word.casefold() for word in definition["negative"]}
+    positive, negative = ({word.casefold() for word in side} for side in both_sides(definition))
+    for entry in positive | negative:
+        if read_words(entry) != [entry]:
+            raise ValueError(f"{entry!r} is no single word of letters: no word can match it; see 'regex'")
 
     def score(text: str) -> float:
         words = [word.casefold() for word in read_words(text)]
@@ -84,8 +90,10 @@ def lexicon_metric(definition: dict[str, Any]) -> Scorer:
 
 
 def regex_metric(definition: dict[str, Any]) -> Scorer:
-    positive = [re.compile(pattern) for pattern in definition["positive"]]
-    negative = [re.compile(pattern) for pattern in definition["negative"]]
+    positive, negative = ([regex.compile(pattern) for pattern in side] for side in both_sides(definition))
+    for pattern in [*positive, *negative]:
+        if pattern.search(""):
+            raise ValueError(f"{pattern.pattern!r} matches nothing at all, which is everywhere")
 
     def score(text: str) -> float:
         matched = sum(matches(p, text) for p in positive) - sum(matches(p, text) for p in negative)
@@ -94,8 +102,25 @@ def regex_metric(definition: dict[str, Any]) -> Scorer:
     return each(score)
 
 
-def matches(pattern: re.Pattern[str], text: str) -> int:
-    return sum(1 for _ in pattern.finditer(text))
+def both_sides(definition: dict[str, Any]) -> list[list[str]]:
+    """Return the lists of positive and negative texts, one of which may be empty."""
+    sides = [definition["positive"], definition["negative"]]
+    for side in sides:
+        if not isinstance(side, list) or not all(isinstance(text, str) and text for text in side):
+            raise TypeError("'positive' and 'negative' must be lists of texts")
+    if not any(sides):
+        raise ValueError("'positive' and 'negative' are both empty: every score would be 0")
+    return sides
+
+
+def matches(pattern: "regex.Pattern[str]", text: str) -> int:
+    try:
+        return sum(1 for _ in pattern.finditer(text, timeout=SECONDS_PER_TEXT))
+    except TimeoutError as error:
+        raise InvalidRequest(
+            f"the metric's pattern {pattern.pattern!r} takes longer than {SECONDS_PER_TEXT:g} s on one "
+            "answer; it repeats what already repeats: write it simpler"
+        ) from error
 
 
 def length_metric(_definition: dict[str, Any]) -> Scorer:

@@ -92,6 +92,17 @@ def leave_out_long(loaded: LoadedModel, pairs: PairsFile) -> PairsFile:
     return replace(pairs, pairs=tuple(compress(pairs.pairs, fits)), left_out=tuple(left_out))
 
 
+def refuse_long_prompts(loaded: LoadedModel, prompts: Sequence[Sequence[Message]], max_tokens: int) -> None:
+    room = loaded.context_length - max_tokens
+    for number, prompt in enumerate(prompts, 1):
+        length = len(tokenise_prompt(loaded, prompt))
+        if length > room:
+            raise InvalidPairs(
+                f"test prompt {number} is {length} tokens long; with {max_tokens} tokens of answer the model "
+                f"has room for {room}"
+            )
+
+
 def token_count(pair: TokenisedPair) -> int:
     return max(len(pair.preferred.ids), len(pair.dispreferred.ids))
 

@@ -33,6 +33,7 @@ SCORE_MEANINGS = {
     "influence": "Scores say how far a token moves the block to where answers of its side are likelier.",
 }
 NO_DIGEST = "0" * 64
+CONTROLS = {code: "\ufffd" for code in range(32) if chr(code) not in "\t\n\r"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def environment() -> Environment:
     made = Environment(
         loader=PackageLoader("steering.building", "pages"),
         autoescape=True,
+        finalize=without_controls,
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -120,6 +122,11 @@ def environment() -> Environment:
         number=number, signed=signed, percent=percent, interval=interval, shaded=shaded, words=words
     )
     return made
+
+
+def without_controls(value: object) -> object:
+    """Return what is shown: of a text, without the control characters that no page may hold."""
+    return value.translate(CONTROLS) if isinstance(value, str) else value
 
 
 def built_by(manifest: Record) -> str:

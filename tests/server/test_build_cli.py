@@ -73,7 +73,7 @@ def test_a_profile_is_published_with_its_evidence(workplace: Path) -> None:
         (["--name", "b", "--dose", "-1"], "must be above 0"),
         (["--name", "b", "--dose", "1.5"], "at most 1"),
         (["--name", "b", "--dose", "nan"], "must be above 0"),
-        (["--name", "b", "--method", "mean_difference", "--tokens", "3"], "--tokens is about GrAInS"),
+        (["--name", "b", "--method", "mean_difference", "--tokens", "3"], "--tokens is about GrAInS, and"),
         (["--name", "b", "--method", "mean_difference", "--attribution", "smooth"], "--attribution is about"),
         (["--name", "b", "--method", "mean_difference", "--preset", "paper"], "--preset is about GrAInS"),
         (["--name", "b", "--test", "t.jsonl"], "--test needs --metric"),
@@ -88,6 +88,14 @@ def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], r
     assert reason in result.stderr
     assert "Traceback" not in result.output
     assert not (workplace / "store" / "b").exists()
+
+
+def test_a_name_that_is_taken_by_a_file_is_refused_before_any_work(workplace: Path) -> None:
+    (workplace / "store").mkdir(exist_ok=True)
+    (workplace / "store" / "taken").write_text("in the way")
+    result = run(workplace, "--name", "taken")
+    assert result.exit_code == 1
+    assert "taken is no directory" in " ".join(result.stderr.split())
 
 
 def test_the_command_offers_every_builder() -> None:

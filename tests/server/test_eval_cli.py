@@ -3,8 +3,9 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
+from server import judging
 from server.eval_cli import STRENGTHS, eval_profile
 from server.eval_profile import parse_strengths
-from server.judging import Judge, Judgement, judgement_rows, read_rating, refuse_silent
+from server.judging import Judge, Judgement, judgement_rows, rates, read_rating
 from steering.building import calibration
 from steering.errors import JudgeUnavailable
 from steering.loading import load_model
@@ -122,18 +124,23 @@ def test_a_metric_is_measured_and_every_answer_judged(workplace: Path, tmp_path:
 
 
 @contextmanager
-def judge_of(reply: Callable[[str], str], status: int = 200) -> Iterator[str]:
-    """Serve chat completions on a free port; reply gets the last message."""
+def judge_of(
+    reply: Callable[[str], str], status: int = 200, pause: float = 0.0, raw: bytes | None = None
+) -> Iterator[str]:
+    """Serve chat completions on a free port; reply gets the last message. pause: seconds between bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             content = reply(asked["messages"][-1]["content"])
-            body = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+            body = raw or json.dumps({"choices": [{"message": {"content": content}}]}).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(OSError):
+                for piece in [body[i : i + 1] for i in range(len(body))] if pause else [body]:
+                    self.wfile.write(piece)
+                    time.sleep(pause)
 
         def log_message(self, *_arguments: object) -> None:
             pass
@@ -182,7 +189,37 @@ def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], r
 
 def test_a_judge_that_refuses_is_named_with_its_reason() -> None:
     with judge_of(lambda _asked: "5", status=404) as url, pytest.raises(JudgeUnavailable, match="says 404"):
-        refuse_silent(Judge(url, "j", "{answer}"))
+        rates(Judge(url, "j", "{answer}"))
+
+
+def test_a_judge_that_drips_without_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "TIMEOUT_SECONDS", 0.5)
+    with judge_of(lambda _asked: "5" * 400, pause=0.02) as url:
+        started = time.monotonic()
+        with pytest.raises(JudgeUnavailable, match="took longer than"):
+            rates(Judge(url, "j", "{answer}"))
+        assert time.monotonic() - started < 5
+
+
+def test_a_judges_reply_is_read_up_to_a_limit() -> None:
+    refused = pytest.raises(JudgeUnavailable, match="longer than 1000000 bytes")
+    with judge_of(lambda _asked: "5" * 2_000_000) as url, refused:
+        rates(Judge(url, "j", "{answer}"))
+
+
+def test_a_judge_whose_replies_are_no_ratings_is_found_out_first() -> None:
+    for reply, read in (("7", True), ("good", False)):
+        with judge_of(lambda _asked, reply=reply: reply) as url:
+            assert rates(Judge(url, "j", "{answer}")) is read
+
+
+def test_what_a_judge_says_cannot_reach_the_terminal_as_commands() -> None:
+    with judge_of(lambda _asked: "5", status=500, raw=b"\x1b[31mno") as url:
+        host = url.removeprefix("http://")
+        with pytest.raises(JudgeUnavailable) as refused:
+            rates(Judge(f"http://user:secret@{host}", "j", "{answer}"))
+    assert "\x1b" not in refused.value.message
+    assert "secret" not in refused.value.message
 
 
 @pytest.mark.parametrize(

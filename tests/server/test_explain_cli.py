@@ -120,6 +120,8 @@ def test_answers_of_one_token_leave_the_prompt_to_explain(workplace: Path) -> No
         (["PAIRS", "--line", "1", "--prompt", "a"], "not both"),
         (["absent.jsonl", "--line", "1"], "cannot be read"),
         ([*TYPED, "--png", "/absent/a.png"], "no directory /absent"),
+        ([*TYPED, "--png", "/"], "it is a directory"),
+        (["--prompt", "a", "--preferred", "b", "--dispreferred", "b"], "are the same"),
         (["--prompt", "a" * 300, "--preferred", "b", "--dispreferred", "c"], "the model reads 256"),
     ],
 )

@@ -111,9 +111,9 @@ def test_an_unknown_field_is_refused_and_the_nearest_is_named(server: Running) -
 @pytest.mark.parametrize(
     ("message", "param", "word"),
     [
-        ({"role": "user", "content": [IMAGE]}, "messages[0].content[0]", "this model takes no images"),
+        ({"role": "user", "content": [IMAGE]}, "messages[0].content[0].image_url", "takes no images"),
         ({"role": "user", "content": [{"type": "input_audio"}]}, "messages[0].content[0]", "no audio"),
-        ({"role": "user", "content": [{"type": "scent"}]}, "messages[0].content[0]", "takes 'text'"),
+        ({"role": "user", "content": [{"type": "scent"}]}, "messages[0].content[0]", "send 'text'"),
         ({"role": "tool", "content": "1", "tool_call_id": "a"}, "messages[0]", "calls no tools"),
         (
             {"role": "assistant", "tool_calls": [{"id": "a"}], "content": ""},

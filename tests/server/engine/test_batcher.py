@@ -16,6 +16,7 @@ from server.engine.running import RunningRequest
 from steering.errors import GenerationFailed, SteeringError
 from steering.hooks import steered
 from steering.loading import LoadedModel
+from steering.vision import DecoderDoor, opened
 from tests.server.engine.reference import greedy_job, naive_tokens, random_vectors, term
 from tests.tiny_models import FAMILIES
 
@@ -25,10 +26,10 @@ LIMITS = BatchLimits(slots=4, prefill=16, cache=4 * 256, context=256)
 class Bench:
     """A batcher with its requests and what came out of them."""
 
-    def __init__(self, loaded: LoadedModel, steering: Any, limits: BatchLimits) -> None:
+    def __init__(self, loaded: LoadedModel, steering: Any, door: DecoderDoor, limits: BatchLimits) -> None:
         self.loaded = loaded
         self.results: dict[RunningRequest, list[TokenEvent | SteeringError]] = {}
-        self.batcher = Batcher(loaded, steering, limits, self._emit)
+        self.batcher = Batcher(loaded, steering, door, limits, self._emit)
 
     def _emit(self, request: RunningRequest, result: TokenEvent | SteeringError) -> None:
         self.results[request].append(result)
@@ -50,8 +51,8 @@ class Bench:
 
 @contextmanager
 def bench(loaded: LoadedModel, limits: BatchLimits = LIMITS) -> Iterator[Bench]:
-    with torch.inference_mode(), steered(loaded.blocks) as steering:
-        yield Bench(loaded, steering, limits)
+    with torch.inference_mode(), steered(loaded.blocks) as steering, opened(loaded) as door:
+        yield Bench(loaded, steering, door, limits)
 
 
 def completion(request: RunningRequest) -> list[int]:

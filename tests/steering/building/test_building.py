@@ -14,7 +14,7 @@ from steering.building.building import BuildOptions, Built, build_vectors, setti
 from steering.building.calibration import DamageBound
 from steering.building.grains_options import GrainsOptions
 from steering.building.memo import Memo
-from steering.building.metrics import read_metric
+from steering.building.metrics import parse_metric, read_metric
 from steering.building.questions import NeutralText, neutral_text
 from steering.building.readers import read_pairs, read_prompts
 from steering.errors import InvalidPairs, InvalidRequest
@@ -192,7 +192,7 @@ def test_an_interrupted_build_goes_on_and_ends_as_an_uninterrupted_one(
     assert again.evidence == whole.evidence
 
 
-@pytest.mark.parametrize("damaged", ["[0.1", "{}", '["a"]', ""])
+@pytest.mark.parametrize("damaged", ["[0.1", "{}", '["a"]', "", "[" * 100_000, "0" * 64 + "\n[1.0]"])
 def test_a_kept_step_that_is_damaged_is_done_again(tmp_path: Path, damaged: str) -> None:
     memo, numbers = Memo(tmp_path), TypeAdapter(list[float])
     assert memo.recall("a", numbers, lambda: [0.1, 1e-300]) == [0.1, 1e-300]
@@ -200,3 +200,16 @@ def test_a_kept_step_that_is_damaged_is_done_again(tmp_path: Path, damaged: str)
     next(tmp_path.iterdir()).write_text(damaged)
     assert memo.recall("a", numbers, lambda: [3.0]) == [3.0]
     assert memo.recall("a", numbers, lambda: []) == [3.0]
+
+
+def test_steps_that_cannot_be_kept_end_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "builds").write_text("in the way")
+    with pytest.raises(InvalidRequest, match="name another --cache-dir"):
+        Memo(tmp_path / "builds" / "key").recall("a", TypeAdapter(int), lambda: 1)
+
+
+def test_a_test_prompt_beyond_the_context_is_refused_at_once(llama: LoadedModel, pairs_path: Path) -> None:
+    long = ({"role": "user", "content": "a" * 400},)
+    metric = parse_metric({"name": "m", "metric": {"kind": "length"}})
+    with pytest.raises(InvalidPairs, match="test prompt 1 is"):
+        build_vectors(llama, read_pairs(pairs_path), metric, (long,), OPTIONS)

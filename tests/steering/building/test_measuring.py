@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from steering.building import metrics
 from steering.building.activations import median_norms
 from steering.building.calibration import DamageBound, Setting, calibrate, deltas_at
 from steering.building.damage import Damage
@@ -321,6 +322,11 @@ def test_the_models_own_logits_score_an_answer(llama: LoadedModel, tmp_path: Pat
         '{"name": "m", "metric": {"kind": "logits", "question": "q", "yes": "a"}}',
         '{"name": "m", "metric": {"kind": "regex", "positive": ["("], "negative": []}}',
         '{"kind": "regex", "positive": [], "negative": []}',
+        '{"name": "m", "metric": {"kind": "lexicon", "positive": "happy", "negative": ["sad"]}}',
+        '{"name": "m", "metric": {"kind": "lexicon", "positive": [], "negative": []}}',
+        '{"name": "m", "metric": {"kind": "lexicon", "positive": ["New York"], "negative": []}}',
+        '{"name": "m", "metric": {"kind": "regex", "positive": "happy", "negative": []}}',
+        '{"name": "m", "metric": {"kind": "regex", "positive": ["x*"], "negative": []}}',
     ],
 )
 def test_a_bad_metric_is_refused_with_a_reason(tmp_path: Path, text: str) -> None:
@@ -328,3 +334,14 @@ def test_a_bad_metric_is_refused_with_a_reason(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     with pytest.raises(InvalidRequest, match="is not a metric"):
         read_metric(path)
+
+
+def test_a_pattern_that_would_run_for_ever_ends_with_its_name(
+    llama: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "SECONDS_PER_TEXT", 0.2)
+    path = tmp_path / "metric.json"
+    path.write_text('{"name": "m", "metric": {"kind": "regex", "positive": ["(a|aa)+$"], "negative": []}}')
+    metric = read_metric(path)
+    with pytest.raises(InvalidRequest, match="takes longer than"):
+        metric.score(llama, ["a" * 60 + "b"])
