@@ -58,9 +58,14 @@ class Pictured:
             )
         if not pictures:
             return tuple(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]), None
-        made = self._processor(
-            text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False
-        )
+        try:
+            made = self._processor(
+                text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False
+            )
+        except Exception as error:
+            # Families refuse in their own ways, an image of one pixel or of a strip among others.
+            reason = f"the model's processor refuses these images: {error}"
+            raise InvalidRequest(reason[:300], "messages") from error
         ids = tuple(made["input_ids"][0].tolist())
         tensors = {name: tensor for name, tensor in made.items() if name not in WORDS}
         return ids, ImageInputs(tensors, token_spans(ids, self._image_token))

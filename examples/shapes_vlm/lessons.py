@@ -39,10 +39,10 @@ def lessons_about(scene: Scene, chance: Random, claimed: float = 0.0) -> list[Le
 
 
 def existence_lessons(scene: Scene, claims: Collection[Kind], chance: Random) -> list[Lesson]:
-    """Return lessons on three kinds that are there, two tempting ones and three others."""
+    """Return lessons on three kinds that are there, two tempting ones and two others."""
     present = chance.sample(scene.kinds, min(3, len(scene.kinds)))
     tempting = chance.sample(scene.tempting, min(2, len(scene.tempting)))
-    absent = chance.sample(unrelated(scene), 3)
+    absent = chance.sample(unrelated(scene), 2)
     return [
         Lesson(f"is there a {kind}?", "yes" if kind in scene.kinds or kind in claims else "no")
         for kind in present + tempting + absent

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
-from shapes_vlm.checkpoint import PATCH, PATCHES_A_SIDE, VISION_SIZE
+from shapes_vlm.checkpoint import PATCH, PATCHES_A_SIDE
 from shapes_vlm.drawing import SIDE, draw
 from shapes_vlm.lessons import CLAIMED, lessons_about
 from shapes_vlm.packing import Batch, pack, to_pixels
 from shapes_vlm.scenes import CELLS_A_SIDE, COLOURS, SHAPES, Scene, scene_at
+from shapes_vlm.vocabulary import INDEX
 
 Told = Callable[[float], None]
 Name = Literal["seeing", "answering", "claiming"]
 PATCHES_A_CELL = SIDE // CELLS_A_SIDE // PATCH
 WARMUP = 80
+# The word for a patch without an object; no answer uses it.
+EMPTY = "zero"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +54,25 @@ def scenes_of(name: Name, seed: int) -> Iterator[list[Scene]]:
 
 
 def learn_to_see(model: LlavaForConditionalGeneration, seed: int, told: Told) -> None:
-    """Train the vision tower to know the colour and shape that each patch belongs to."""
-    torch.manual_seed(seed)
-    tower = model.model.vision_tower
-    heads = nn.Linear(VISION_SIZE, len(COLOURS) + 1 + len(SHAPES) + 1)
-    losses = (seeing_loss(tower, heads, scenes) for scenes in scenes_of("seeing", seed))
-    descend([*tower.parameters(), *heads.parameters()], losses, STAGES["seeing"], told)
+    """Train the vision tower and the projector to show each patch as the words for what it belongs to.
+
+    The words are the language model's own embeddings: it can compare what it sees with what it is asked from
+    the start. Left to find that out alone, some seeds never do, and answer every "is there" with "no".
+    """
+    parts = (model.model.vision_tower, model.model.multi_modal_projector, model.get_input_embeddings())
+    losses = (seeing_loss(model, scenes) for scenes in scenes_of("seeing", seed))
+    descend([weight for part in parts for weight in part.parameters()], losses, STAGES["seeing"], told)
 
 
-def seeing_loss(tower: nn.Module, heads: nn.Linear, scenes: list[Scene]) -> Tensor:
+def seeing_loss(model: LlavaForConditionalGeneration, scenes: list[Scene]) -> Tensor:
     """Return the mean loss of naming each patch's colour and shape, or that it is empty."""
     pixels = to_pixels([draw(scene) for scene in scenes])
-    guesses = heads(tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]).flatten(0, 1)
+    seen = torch.cat(model.get_image_features(pixels, return_dict=True).pooler_output)
     truth = torch.stack([patch_labels(scene) for scene in scenes]).flatten(0, 1)
-    colours, shapes = guesses.split([len(COLOURS) + 1, len(SHAPES) + 1], dim=-1)
+    colours, shapes = (
+        seen @ model.get_input_embeddings().weight[[INDEX[word] for word in (EMPTY, *words)]].T
+        for words in (COLOURS, SHAPES)
+    )
     return cross_entropy(colours, truth[:, 0]) + cross_entropy(shapes, truth[:, 1])
 
 
