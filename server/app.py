@@ -13,7 +13,6 @@ from starlette.responses import Response
 from server.config import Settings
 from server.engine.protocol import Engine, ModelCard
 from server.fetching import Fetcher
-from server.images import ImageLimits
 from server.metrics import Metrics
 from server.middleware import BodyLimit, Envelope, KeyCheck
 from server.naming import served_name
@@ -24,6 +23,7 @@ from server.service import Service
 from server.steering_option import Resolver
 from server.translate import Translator
 from steering.errors import SteeringError
+from steering.images import ImageLimits
 from steering.picturing import Pictured
 from vector_store.store import VectorStore
 

@@ -40,6 +40,13 @@ def build(
     test: Annotated[
         Path | None, typer.Option(help="Held-out prompts for the evidence, JSONL; needs --metric.")
     ] = None,
+    neutral: Annotated[
+        Path | None,
+        typer.Option(
+            help="What damage is measured on, JSONL; see docs/design.md.",
+            show_default="passages and questions of the package",
+        ),
+    ] = None,
     description: Annotated[str | None, typer.Option(help="What the profile does.")] = None,
     store: StoreOption = None,
     seed: Annotated[
@@ -105,6 +112,7 @@ def build(
             doses=tuple(dose or ()),
             metric=metric,
             test=test,
+            neutral=neutral,
             description=description,
             store=store,
             seed=seed,

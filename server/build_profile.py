@@ -23,8 +23,9 @@ from server.console import explained, shown
 from steering.building.building import BuildOptions, Built, build_vectors
 from steering.building.memo import Memo
 from steering.building.metrics import Metric, read_metric
-from steering.building.pairs import LeftOut, PairsFile, describe_left_out
+from steering.building.pairs import LeftOut, Message, PairsFile, describe_left_out
 from steering.building.pictures import pictures
+from steering.building.questions import NeutralText, read_neutral
 from steering.building.readers import read_pairs, read_prompts
 from steering.building.report_page import report_page
 from steering.building.reporting import shortcomings
@@ -49,13 +50,20 @@ def run_build(request: BuildRequest) -> None:
         refuse_description(describe(request, sources.metric))
         cache_dir = request.cache_dir or user_cache_path("grainserve")
         loaded = load_model(request.model, cache_dir, device=request.device)
-        kept = cache_dir / "builds" / build_key(request, options, loaded)
+        kept = cache_dir / "builds" / build_key(request, sources, options, loaded)
         memo = Memo(kept)
         if memo.count():
             console.print(f"this build was begun before: {memo.count()} finished steps are taken from {kept}")
         with shown(console) as progress:
             built = build_vectors(
-                loaded, sources.pairs, sources.metric, sources.prompts, options, progress, memo
+                loaded,
+                sources.pairs,
+                sources.metric,
+                sources.prompts,
+                options,
+                progress,
+                memo,
+                sources.neutral,
             )
         manifest = describe_profile(request, loaded, sources, options, built)
         files = attachments(manifest, built.report)
@@ -64,12 +72,13 @@ def run_build(request: BuildRequest) -> None:
         shutil.rmtree(kept, ignore_errors=True)
 
 
-def build_key(request: BuildRequest, options: BuildOptions, loaded: LoadedModel) -> str:
+def build_key(request: BuildRequest, sources: "Sources", options: BuildOptions, loaded: LoadedModel) -> str:
     """Return what names the finished steps of this very build, and of no other."""
-    files = (request.pairs, request.metric, request.test)
+    files = (request.metric, request.test, request.neutral)
     contents = [sha256(path.read_bytes()).hexdigest() if path is not None else "" for path in files]
     versions = sorted(library_versions().items())
-    told = (loaded.identity.fingerprint, str(loaded.model.dtype), contents, repr(options), versions)
+    read = [sources.pairs.digest, *contents]
+    told = (loaded.identity.fingerprint, str(loaded.model.dtype), read, repr(options), versions)
     return sha256(repr(told).encode()).hexdigest()[:32]
 
 
@@ -79,7 +88,8 @@ class Sources:
 
     pairs: PairsFile
     metric: Metric | None
-    prompts: tuple[tuple[dict[str, str], ...], ...]
+    prompts: tuple[tuple[Message, ...], ...]
+    neutral: NeutralText | None
 
 
 def read_sources(request: BuildRequest) -> Sources:
@@ -87,6 +97,7 @@ def read_sources(request: BuildRequest) -> Sources:
         read_pairs(request.pairs),
         read_metric(request.metric) if request.metric is not None else None,
         read_prompts(request.test) if request.test is not None else (),
+        read_neutral(request.neutral) if request.neutral is not None else None,
     )
 
 

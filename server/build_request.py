@@ -33,6 +33,7 @@ class BuildRequest:
     doses: tuple[float, ...]
     metric: Path | None
     test: Path | None
+    neutral: Path | None
     description: str | None
     store: Path | None
     seed: int

@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import httpx
 
-from server.images import InvalidImage
+from steering.images import InvalidImage
 from vector_store.names import quoted
 
 SECONDS = 10.0

@@ -6,9 +6,9 @@ from typing import Any
 from jinja2 import TemplateError
 from PIL import Image
 
-from server.images import ImageLimits, InvalidImage, bytes_of, decoded
 from server.wire import ImagePart, Message
 from steering.errors import ContextLengthExceeded, InvalidRequest
+from steering.images import ImageLimits, InvalidImage, bytes_of, decoded
 from steering.picturing import Pictured, Prompt
 
 

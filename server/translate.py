@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from starlette.datastructures import Headers
 
 from server.engine.protocol import GenerationJob, ModelCard, SamplingParams
-from server.images import ImageLimits
 from server.naming import ServedName
 from server.prompts import (
     pictured_prompt,
@@ -26,6 +25,7 @@ from server.steering_option import (
 )
 from server.wire import ChatRequest
 from steering.errors import ContextLengthExceeded, InvalidRequest, InvalidSteering
+from steering.images import ImageLimits
 from steering.picturing import Pictured, Prompt
 from steering.types import SteeringPlan
 from steering.vision import ImageInputs

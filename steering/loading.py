@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from steering.blocks import decoder_blocks
 from steering.embedded import EMBEDDED_ID, embedded_model
 from steering.errors import ModelUnavailable
+from steering.image_tokens import ImageTokens
 from steering.processor import chat_template_of, image_token_of, load_processor
 from steering.types import ModelIdentity
 
@@ -49,6 +50,7 @@ class LoadedModel:
     """A model ready for inference: blocks are its decoder blocks, in order.
 
     processor: of a vision-language model, what turns images into tensors; None: it takes words alone.
+    image_tokens: the images that building has seen.
     """
 
     model: PreTrainedModel
@@ -56,6 +58,7 @@ class LoadedModel:
     blocks: list[nn.Module]
     identity: ModelIdentity
     processor: Any = None
+    image_tokens: ImageTokens = field(default_factory=ImageTokens)
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from steering.building.pairs import TokenSequence
+from steering.image_tokens import is_piece, pieces
 from steering.loading import LoadedModel
 
 ROWS_AT_A_TIME = 8192
@@ -26,20 +27,41 @@ def strongest(scores: Tensor, candidates: Sequence[int], count: int) -> list[int
 def embed(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
     """Return the input embeddings [length, hidden_size] as the first block receives them."""
     table = loaded.model.get_input_embeddings()
+    seen = pieces(ids)
     with torch.no_grad():
-        return table(torch.tensor(list(ids), device=loaded.device))
+        words = [0 if is_piece(token) else token for token in ids]
+        embeddings: Tensor = table(torch.tensor(words, device=loaded.device))
+        if seen:
+            embeddings[seen] = loaded.image_tokens.of([ids[place] for place in seen]).to(embeddings)
+    return embeddings
+
+
+def standing_in(loaded: LoadedModel, ids: Sequence[int], baseline: Tensor) -> Tensor:
+    """Return what says nothing in each token's place, [length, hidden_size].
+
+    baseline [hidden_size] for a word, the mean of all pieces for a piece of an image.
+    """
+    found = baseline.expand(len(ids), -1)
+    seen = pieces(ids)
+    if seen:
+        found = found.clone()
+        found[seen] = loaded.image_tokens.mean().to(found)
+    return found
 
 
 def embed_ablated(loaded: LoadedModel, sequence: TokenSequence, baseline: Tensor | None) -> Tensor:
     """Return embeddings [length, hidden_size] with the baseline [hidden_size] at the ablated positions.
 
+    A piece of an image gives way to the mean of all pieces.
     None: they keep their own, and nothing attends to them; see steering.building.activations.
     """
     embeddings = embed(loaded, sequence.ids)
     if not sequence.ablated or baseline is None:
         return embeddings
     embeddings = embeddings.clone()
-    embeddings[list(sequence.ablated)] = baseline.to(embeddings.dtype)
+    places = list(sequence.ablated)
+    fills = standing_in(loaded, [sequence.ids[place] for place in places], baseline)
+    embeddings[places] = fills.to(embeddings)
     return embeddings
 
 

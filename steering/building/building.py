@@ -36,7 +36,7 @@ from steering.building.pairs import (
     tokenise_prompt,
 )
 from steering.building.progress import Progress, silent
-from steering.building.questions import neutral_text
+from steering.building.questions import NeutralText, neutral_text
 from steering.building.reporting import costs, headline, report, trials
 from steering.errors import InvalidPairs, InvalidRequest
 from steering.loading import LoadedModel
@@ -109,10 +109,12 @@ def build_vectors(
     options: BuildOptions = BuildOptions(),
     progress: Progress = silent,
     memo: Memo = Memo(),
+    neutral: NeutralText | None = None,
 ) -> Built:
     """Return calibrated deltas with their evidence; the same inputs and seed give the same deltas.
 
-    memo: keeps finished steps; it must be of the same model, pairs, metric, prompts and options.
+    memo: keeps finished steps; it must be of the same model, pairs, metric, prompts and options. neutral:
+    what damage is measured on; None: the package's own.
 
     With a metric, dose and effect are measured on generated answers, the effect on the test prompts;
     without one, by the margin between the answers of held-out pairs.
@@ -123,7 +125,8 @@ def build_vectors(
     refuse_long_prompts(loaded, test_prompts, options.max_tokens)
     split = split_pairs(pairs, options.seed, with_test=metric is None and options.evidence)
     build = tokenise_pairs(loaded, split.build)
-    bench = with_neutral_text(loaded, make_bench(loaded, split, metric, test_prompts, options))
+    bench = make_bench(loaded, split, metric, test_prompts, options)
+    bench = with_neutral_text(loaded, bench, neutral or neutral_text())
     bench = with_memo(bench, memo)
     candidates = settings(loaded, options)
     grains = at_tried_block(options.grains, candidates)
@@ -205,9 +208,8 @@ def make_bench(
     return Bench(metric.name, metric.direction, dev_measure, tested, last_words(test_prompts))
 
 
-def with_neutral_text(loaded: LoadedModel, bench: Bench) -> Bench:
+def with_neutral_text(loaded: LoadedModel, bench: Bench, neutral: NeutralText) -> Bench:
     """Return the bench whose measures tell the damage too: the dose's on a part of the neutral text."""
-    neutral = neutral_text()
     dev = with_damage(bench.dev, measure_damage(loaded, neutral.portion()))
     test = with_damage(bench.test, measure_damage(loaded, neutral)) if bench.test is not None else None
     return replace(bench, dev=dev, test=test)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from steering.building.generation import padding_token
+from steering.building.generation import embedded_inputs, padding_token
 from steering.loading import LoadedModel
 
 TokenIds = tuple[int, ...]
@@ -45,7 +45,13 @@ def option_logits(loaded: LoadedModel, batch: Sequence[Choice], targets: Tensor,
     """
     ids, attention = left_padded([choice.prompt for choice in batch], loaded)
     places = (attention.cumsum(1) - 1).clamp(min=0)
-    asked = loaded.model(ids, attention_mask=attention, position_ids=places, use_cache=True, logits_to_keep=1)
+    asked = loaded.model(
+        **embedded_inputs(loaded, ids),
+        attention_mask=attention,
+        position_ids=places,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     owners = [place for place, choice in enumerate(batch) for _ in choice.options]
     first, steps = asked.logits[owners], targets.shape[1] - 1
     if not steps:

@@ -9,8 +9,8 @@ import torch
 
 from steering.building.choosing import Choice, TokenIds, option_scores
 from steering.building.generation import Deltas, mean_log_probabilities, steered_everywhere
-from steering.building.pairs import TokenSequence, tokenise_text
-from steering.building.questions import NeutralText, Question
+from steering.building.pairs import TokenSequence, tokenise_prompt, tokenise_text
+from steering.building.questions import NeutralAnswer, NeutralText, Question
 from steering.errors import InvalidRequest
 from steering.loading import LoadedModel
 
@@ -68,7 +68,8 @@ def measure_damage(loaded: LoadedModel, neutral: NeutralText) -> DamageMeasure:
     A passage stands alone, cut to the model's context; its first token is given, not predicted.
     """
     passages = [TokenSequence(tokenise_start(loaded, passage), 1) for passage in neutral.passages]
-    tokens = tuple(len(passage.ids) - 1 for passage in passages)
+    passages += [tokenise_answer(loaded, answer) for answer in neutral.answers]
+    tokens = tuple(len(passage.ids) - passage.start for passage in passages)
     questions = [tokenise_question(loaded, question) for question in neutral.questions]
 
     def measure(deltas: Deltas) -> Damage:
@@ -92,10 +93,22 @@ def tokenise_start(loaded: LoadedModel, text: str) -> TokenIds:
     return tuple(loaded.tokenizer(text)["input_ids"][: loaded.context_length])
 
 
+def tokenise_answer(loaded: LoadedModel, answer: NeutralAnswer) -> TokenSequence:
+    prompt = tokenise_prompt(loaded, answer.messages)
+    return TokenSequence(prompt + tokenise_text(loaded, answer.text), len(prompt))
+
+
 def tokenise_question(loaded: LoadedModel, question: Question) -> AskedQuestion:
-    """Return "Question: ...\\nAnswer:" and the options as tokens; InvalidRequest for one that is too long."""
-    prompt = tuple(loaded.tokenizer(f"Question: {question.text}\nAnswer:")["input_ids"])
-    choice = Choice(prompt, tuple(tokenise_text(loaded, f" {option}") for option in question.options))
+    """Return "Question: ...\\nAnswer:" and the options as tokens; InvalidRequest for one that is too long.
+
+    A question with images is a user's message, and the options are answers.
+    """
+    if question.images:
+        asked = {"role": "user", "content": question.text, "images": question.images}
+        prompt, space = tokenise_prompt(loaded, [asked]), ""
+    else:
+        prompt, space = tuple(loaded.tokenizer(f"Question: {question.text}\nAnswer:")["input_ids"]), " "
+    choice = Choice(prompt, tuple(tokenise_text(loaded, space + option) for option in question.options))
     if len(prompt) + choice.longest > loaded.context_length:
         raise InvalidRequest(
             f"the question {question.text[:60]!r}... is {len(prompt) + choice.longest} tokens long with its "

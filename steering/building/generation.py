@@ -6,8 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from steering.building.ablation import embed
 from steering.building.pairs import TokenSequence
 from steering.hooks import steered
+from steering.image_tokens import FIRST, pieces
 from steering.loading import LoadedModel
 from steering.types import LayerSteering, SteeringBatch
 
@@ -51,19 +53,29 @@ def generate_batch(
     pad = padding_token(loaded)
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    inputs = embedded_inputs(loaded, ids)
     with torch.no_grad(), steered_everywhere(loaded, deltas):
         outputs = loaded.model.generate(
-            ids.to(loaded.device),
+            **inputs,
             attention_mask=attention.to(loaded.device),
             max_new_tokens=max_tokens,
             do_sample=False,
             pad_token_id=pad,
         )
     ends = end_tokens(loaded)
-    answers = [cut(answer, ends) for answer in outputs[:, width:].tolist()]
+    # Given embeddings, generate returns the new tokens alone.
+    answers = [cut(answer, ends) for answer in outputs[:, width if "input_ids" in inputs else 0 :].tolist()]
     return [
         TokenSequence(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)
     ]
+
+
+def embedded_inputs(loaded: LoadedModel, ids: Tensor) -> dict[str, Tensor]:
+    """Return the model's inputs for ids [rows, length]: themselves, or their embeddings where images are."""
+    rows = ids.tolist()
+    if not any(map(pieces, rows)):
+        return {"input_ids": ids.to(loaded.device)}
+    return {"inputs_embeds": torch.stack([embed(loaded, row) for row in rows])}
 
 
 def padding_token(loaded: LoadedModel) -> int:
@@ -104,13 +116,15 @@ def batch_log_probabilities(loaded: LoadedModel, batch: Sequence[TokenSequence])
     starts = torch.tensor([sequence.start for sequence in batch], device=loaded.device)[:, None]
     first = int(starts.min())
     logits = loaded.model(
-        input_ids=ids,
+        **embedded_inputs(loaded, ids),
         attention_mask=(places < ends).long(),
         use_cache=False,
         logits_to_keep=ids.shape[1] - first + 1,
     ).logits
     # The logits of a position predict the token after it.
     predicted = torch.log_softmax(logits[:, :-1].float(), dim=-1)
-    chosen = predicted.gather(2, ids[:, first:, None])[..., 0]
+    # Pieces of images are never predicted, but may stand beside what is.
+    words = ids.where(ids < FIRST, 0)
+    chosen = predicted.gather(2, words[:, first:, None])[..., 0]
     read = ((places >= starts) & (places < ends))[:, first:].float()
     return ((chosen * read).sum(1) / read.sum(1).clamp(min=1)).tolist()

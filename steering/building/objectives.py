@@ -113,8 +113,9 @@ def prefix_cache(loaded: LoadedModel, ids: Sequence[int]) -> Any:
     if not ids:
         return None
     with torch.no_grad():
-        prefix = torch.tensor([list(ids)], device=loaded.device)
-        return loaded.model.get_decoder()(input_ids=prefix, use_cache=True).past_key_values
+        return loaded.model.get_decoder()(
+            inputs_embeds=embed(loaded, ids)[None], use_cache=True
+        ).past_key_values
 
 
 def repeated(cache: Any, count: int) -> Any:

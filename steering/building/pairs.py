@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Any
 
 from jinja2 import TemplateError
 
+from steering.building.pictured import rendered_with_images, tokenise_pictured
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 
 LINES_NAMED = 10
 
-Message = dict[str, str]
+# role, content, and where there are some "images": data URLs, which come before the words.
+Message = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,9 @@ def tokenise_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> tuple[i
     A tokenizer without a template gets the messages' contents, one a line.
     Raises InvalidPairs where the template refuses the messages, as some do with a system's.
     """
-    if loaded.tokenizer.chat_template is None:
+    if any(message.get("images") for message in messages):
+        return tokenise_pictured(loaded, messages)
+    if loaded.processor is None and loaded.tokenizer.chat_template is None:
         text = "".join(message["content"] + "\n" for message in messages)
         return tuple(loaded.tokenizer(text)["input_ids"])
     return tokenise_text(loaded, rendered(loaded, messages))
@@ -137,6 +142,8 @@ def tokenise_demonstration(
 
     Raises InvalidPairs where the chat template changes an earlier turn of the assistant.
     """
+    if any(message.get("images") for message in (*shown.messages, *asked.messages)):
+        raise InvalidPairs("the reading 'demonstration' takes pairs without images; use another --reading")
     head = tokenise_prompt(loaded, shown.messages)
     example = tokenise_text(loaded, answer)
     turns = [message for message in asked.messages if message["role"] != "system"]
@@ -158,6 +165,8 @@ def tokenise_demonstration(
 
 
 def rendered(loaded: LoadedModel, messages: Sequence[Message]) -> str:
+    if loaded.processor is not None:
+        return rendered_with_images(loaded, messages)
     conversation = list(messages)
     try:
         return str(

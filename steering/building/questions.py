@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from steering.building.pairs import Message
+from steering.building.readers import conversation, decode, filled, json_lines, read_bytes
+from steering.building.record_images import images_of, with_images
 from steering.errors import InvalidRequest
 
 # A calibration measures every sixth passage and every second question at each setting.
@@ -17,23 +20,36 @@ CHOICES = "\n\nChoices:\n"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A multiple-choice question; answer: the right option's place, from 0."""
+    """A multiple-choice question; answer: the right option's place, from 0; images: data URLs.
+
+    One with images is asked as a chat, one without as plain text.
+    """
 
     text: str
     options: tuple[str, ...]
     answer: int
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralAnswer:
+    """What a model that is not to change says in a conversation: its loss is that of the answer."""
+
+    messages: tuple[Message, ...]
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class NeutralText:
-    """passages: what the loss is taken on; questions: what the accuracy is taken on."""
+    """passages, answers: what the loss is taken on; questions: what the accuracy is taken on."""
 
     passages: tuple[str, ...]
     questions: tuple[Question, ...]
+    answers: tuple[NeutralAnswer, ...] = ()
 
     def portion(self) -> "NeutralText":
         """Return the fixed part that a calibration can afford at every setting."""
-        return NeutralText(self.passages[::PASSAGE_STRIDE], self.questions)
+        return replace(self, passages=self.passages[::PASSAGE_STRIDE])
 
 
 @cache
@@ -59,12 +75,41 @@ def read_questions(path: Path) -> tuple[Question, ...]:
         raise InvalidRequest(f"{path} holds no questions that can be asked: {error}") from error
 
 
+def read_neutral(path: Path) -> NeutralText:
+    """Return the neutral text of a JSONL file, which must hold some for the loss and some questions.
+
+    A line is a passage {"text"}, an answer {"prompt", "answer": "its words"}, or a question {"question",
+    "options": [...], "answer": place from 0}; the last two may have an `image`, or `images`.
+    """
+    passages: list[str] = []
+    answers: list[NeutralAnswer] = []
+    questions: list[Question] = []
+    for record in json_lines(path, decode(path, read_bytes(path))):
+        try:
+            images = images_of(record.where, record.value, path.parent)
+            if "text" in record.value:
+                passages.append(filled(record.where, "text", record.value["text"]))
+            elif "prompt" in record.value:
+                messages = conversation(record.where, "prompt", record.value["prompt"])
+                answer = filled(record.where, "answer", record.value["answer"])
+                answers.append(NeutralAnswer(with_images(record.where, messages, images), answer))
+            else:
+                questions.append(replace(many_choices(record.value), images=images))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidRequest(f"{record.where}: {type(error).__name__}: {error}") from error
+    if not questions or not (passages or answers):
+        raise InvalidRequest(
+            f"{path} must hold some questions, and some passages {{'text'}} or answers {{'prompt', 'answer'}}"
+        )
+    return NeutralText(tuple(passages), tuple(questions), tuple(answers))
+
+
 def parse_questions(text: str) -> tuple[Question, ...]:
     if text.lstrip().startswith("["):
         found = [parsed(two_choices, entry, f"entry {n}") for n, entry in enumerate(json.loads(text), 1)]
     else:
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        found = [parsed(many_choices, line, f"line {number}") for number, line in lines]
+        found = [parsed(lambda line: many_choices(json.loads(line)), line, f"line {n}") for n, line in lines]
     if not found:
         raise ValueError("it is empty")
     return tuple(found)
@@ -77,8 +122,7 @@ def parsed(parse: Callable[[Any], Question], record: Any, place: str) -> Questio
         raise ValueError(f"{place}: {type(error).__name__}: {error}") from error
 
 
-def many_choices(line: str) -> Question:
-    record = json.loads(line)
+def many_choices(record: dict[str, Any]) -> Question:
     question, options, answer = record["question"], record["options"], record["answer"]
     if not all(isinstance(text, str) and text.strip() for text in (question, *options)):
         raise ValueError("'question' and 'options' must be texts")

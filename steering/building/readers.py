@@ -1,7 +1,6 @@
 """Files of preference pairs and of prompts: recognised, read and checked; errors name the line."""
 
 import csv
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from steering.building.pairs import LeftOut, Message, Pair, PairsFile
+from steering.building.record_images import digest_of, images_of, parts_of, with_images
 from steering.errors import InvalidPairs
 
 
@@ -57,7 +57,9 @@ def read_pairs(path: Path) -> PairsFile:
     """Return the pairs of a CSV, JSON lines or JSON list file in one of the LAYOUTS.
 
     A prompt is a string, a list of messages or {"messages": [...]}, an answer a string or a list of one
-    assistant message. A `system` string goes before the prompt; further keys are their owner's.
+    assistant message. A `system` string goes before the prompt; further keys are their owner's. An `image`,
+    or a list of `images`, each a data URL or a path beside the file, goes before the prompt's last words; so
+    does an `image_url` part of a message before that message's.
     Duplicates, empty answers and answers that are the same are left out.
     Raises InvalidPairs, naming the line, for what cannot be read.
     """
@@ -66,8 +68,8 @@ def read_pairs(path: Path) -> PairsFile:
     if not records:
         raise InvalidPairs(f"{path} holds no pairs; {FORMATS}")
     layout = recognise(records[0].where, keys_of(records[0]))
-    pairs, left_out = choose(parse_pair(record, layout) for record in records)
-    return PairsFile(pairs, left_out, hashlib.sha256(content).hexdigest())
+    pairs, left_out = choose(parse_pair(record, layout, path.parent) for record in records)
+    return PairsFile(pairs, left_out, digest_of(content, pairs))
 
 
 def read_prompts(path: Path) -> tuple[tuple[Message, ...], ...]:
@@ -77,7 +79,9 @@ def read_prompts(path: Path) -> tuple[tuple[Message, ...], ...]:
         prompt = record.value.get("prompt") if isinstance(record.value, dict) else None
         if not isinstance(prompt, str) or not prompt.strip():
             raise InvalidPairs(f'{record.where}: expected {{"prompt": "some text"}}')
-        prompts.append(conversation(record.where, "prompt", prompt))
+        messages = conversation(record.where, "prompt", prompt)
+        images = images_of(record.where, record.value, path.parent)
+        prompts.append(with_images(record.where, messages, images))
     if not prompts:
         raise InvalidPairs(f'{path} holds no prompts; it needs one {{"prompt": "some text"}} a line')
     return tuple(prompts)
@@ -193,8 +197,8 @@ def keys_of(record: Record) -> Iterable[str]:
     return record.value.keys()
 
 
-def parse_pair(record: Record, layout: Layout) -> Pair:
-    """Return the record as a pair; its answers may still be empty or the same."""
+def parse_pair(record: Record, layout: Layout, folder: Path) -> Pair:
+    """Return the record as a pair; its answers may still be empty or the same. folder: its images' place."""
     where, fields = record.where, record.value
     if not isinstance(fields, dict):
         raise InvalidPairs(f"{where}: expected a JSON object")
@@ -202,6 +206,7 @@ def parse_pair(record: Record, layout: Layout) -> Pair:
         if key not in fields:
             raise InvalidPairs(f"{where}: no {key!r}; the pairs of this file have {layout}")
     messages = prompt_messages(where, layout.prompt, fields[layout.prompt], fields.get("system"))
+    messages = with_images(where, messages, images_of(where, fields, folder))
     answers = [answer_text(where, key, fields[key]) for key in (layout.preferred, layout.dispreferred)]
     return Pair(record.line, messages, answers[0], answers[1])
 
@@ -246,11 +251,15 @@ def parse_message(where: str, key: str, message: Any) -> Message:
     if not isinstance(message, dict):
         raise InvalidPairs(f"{where}: {key!r}: a message is an object with 'role' and 'content'")
     role, content = message.get("role"), message.get("content")
+    images: list[str] = []
+    if isinstance(content, list):
+        content, images = parts_of(where, key, content)
     if not isinstance(role, str) or not isinstance(content, str):
         raise InvalidPairs(f"{where}: {key!r}: 'role' and 'content' must be strings")
     if role not in ROLES:
         raise InvalidPairs(f"{where}: {key!r}: a message's role {role!r} must be one of {', '.join(ROLES)}")
-    return {"role": role, "content": text_of(where, key, content)}
+    told = {"role": role, "content": text_of(where, key, content)}
+    return {**told, "images": tuple(images)} if images else told
 
 
 def filled(where: str, key: str, value: Any) -> str:

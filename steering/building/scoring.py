@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from steering.building.ablation import BASELINES, strongest
+from steering.building.ablation import BASELINES, standing_in, strongest
 from steering.building.activations import mean_activations
 from steering.building.attribution import (
     Attribution,
@@ -83,7 +83,7 @@ class Scorer:
         found = self._found(
             pair.prompt,
             lambda: attribute_prompt(
-                self._loaded, pair, self._baseline, options.attribution, options.last_token
+                self._loaded, pair, self._standing_in(pair.prompt), options.attribution, options.last_token
             ),
         )
         places = ablatable(self._loaded, pair.prompt)
@@ -96,7 +96,9 @@ class Scorer:
         def scored(sequence: TokenSequence) -> Scored:
             found = self._found(
                 sequence.ids,
-                lambda: attribute_sequence(self._loaded, sequence, self._baseline, self._options.attribution),
+                lambda: attribute_sequence(
+                    self._loaded, sequence, self._standing_in(sequence.ids), self._options.attribution
+                ),
             )
             return self._scored(sequence, 0, found, ablatable(self._loaded, sequence.ids), 1.0)
 
@@ -166,6 +168,9 @@ class Scorer:
 
         pair = self._tokenised[number]
         return Contrast(scored(pair.preferred, 1.0), scored(pair.dispreferred, -1.0))
+
+    def _standing_in(self, ids: Sequence[int]) -> Tensor:
+        return standing_in(self._loaded, ids, self._baseline)
 
     @property
     def _block(self) -> int:

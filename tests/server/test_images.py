@@ -22,7 +22,7 @@ from server.engine.batcher import BatchLimits
 from server.engine.protocol import GenerationJob, SamplingParams
 from server.engine.transformers_engine import TransformersEngine
 from server.fetching import Fetcher
-from server.images import InvalidImage
+from steering.images import InvalidImage
 from steering.loading import LoadedModel
 from steering.picturing import Pictured
 from steering.types import SteeringPlan, SteeringTerm

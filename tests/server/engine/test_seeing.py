@@ -20,22 +20,10 @@ from steering.types import SteeringTerm
 from steering.vision import ImageInputs, token_spans
 from tests.server.engine.reference import greedy_job, naive_tokens, random_vectors, term
 from tests.server.engine.test_transformers_engine import answer, idle, running
-from tests.tiny_vlms import VLMS, load_tiny_mistral3, load_tiny_vlm
+from tests.tiny_vlms import VLMS, load_tiny_mistral3
 
 Loader = Callable[[str], LoadedModel]
 SIZES = ((60, 40), (20, 40), (33, 33))
-
-
-@pytest.fixture(scope="module")
-def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    loaded: dict[str, LoadedModel] = {}
-
-    def load(family: str) -> LoadedModel:
-        if family not in loaded:
-            loaded[family] = load_tiny_vlm(family, tmp_path_factory.mktemp(family))
-        return loaded[family]
-
-    return load
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:

@@ -1,0 +1,230 @@
+"""Building from pairs with images: words and pieces of images are one sequence, as the model has it."""
+
+import base64
+import json
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from steering.building.ablation import embed, embed_ablated, mean_embedding
+from steering.building.activations import mean_activations
+from steering.building.attribution import AttributionOptions
+from steering.building.building import BuildOptions, build_vectors
+from steering.building.generation import generate_answers, mean_log_probabilities
+from steering.building.grains_options import GrainsOptions
+from steering.building.pairs import Pair, TokenSequence, tokenise_pair, tokenise_prompt, tokenise_text
+from steering.building.questions import read_neutral
+from steering.building.readers import read_pairs, read_prompts
+from steering.building.scoring import Scorer
+from steering.building.token_texts import PIECE, token_texts
+from steering.errors import InvalidPairs, InvalidRequest
+from steering.image_tokens import pieces
+from steering.loading import LoadedModel
+from steering.picturing import Pictured
+from tests.server.engine.test_seeing import noise
+
+Loader = Callable[[str], LoadedModel]
+
+
+def png(seed: int, size: tuple[int, int] = (24, 20)) -> bytes:
+    file = BytesIO()
+    noise(size, seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def url(seed: int) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(seed)).decode()}"
+
+
+def asked(seed: int, words: str = "what is it") -> list[dict[str, Any]]:
+    return [{"role": "user", "content": words, "images": (url(seed),)}]
+
+
+def as_the_model_has_it(loaded: LoadedModel, seed: int, words: str = "what is it") -> dict[str, Tensor]:
+    """Return the model's own inputs for the same conversation."""
+    assert loaded.image_token is not None
+    pictured = Pictured(loaded.processor, loaded.image_token)
+    parts = [{"type": "image"}, {"type": "text", "text": words}]
+    text = pictured.render([{"role": "user", "content": parts}])
+    prompt, images = pictured.prompt(text, [noise((24, 20), seed)])
+    assert images is not None
+    return {"input_ids": torch.tensor([prompt]), **images.tensors}
+
+
+@pytest.fixture
+def llava(tiny_vlm: Loader) -> LoadedModel:
+    return tiny_vlm("llava")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "internvl"])
+def test_an_answers_probability_is_that_under_the_models_own_images(family: str, tiny_vlm: Loader) -> None:
+    loaded = tiny_vlm(family)
+    answer = tokenise_text(loaded, " a thing")
+    prompt = tokenise_prompt(loaded, asked(1))
+    found = mean_log_probabilities(loaded, [TokenSequence(prompt + answer, len(prompt))], {})
+    own = as_the_model_has_it(loaded, 1)
+    own["input_ids"] = torch.cat([own["input_ids"], torch.tensor([answer])], dim=1)
+    if "pixel_attention_mask" not in own:
+        own["attention_mask"] = torch.ones_like(own["input_ids"])
+    with torch.no_grad():
+        logits = loaded.model(**own).logits[0, -len(answer) - 1 : -1].float()
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).mean()
+    assert found[0] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_answers_are_those_of_generate(llava: LoadedModel) -> None:
+    prompts = [tokenise_prompt(llava, asked(seed, "what is it" * seed)) for seed in (1, 2)]
+    prompts.append(tokenise_prompt(llava, [{"role": "user", "content": "no image"}]))
+    answered = generate_answers(llava, prompts, {}, 6)
+    for seed, sequence in zip((1, 2), answered, strict=False):
+        own = as_the_model_has_it(llava, seed, "what is it" * seed)
+        expected = llava.model.generate(**own, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        length = own["input_ids"].shape[1]
+        assert sequence.ids[sequence.start :] == tuple(
+            token for token in expected[0, length:].tolist() if token != llava.tokenizer.eos_token_id
+        )
+
+
+def test_an_image_is_seen_once_and_keeps_its_ids(llava: LoadedModel) -> None:
+    first, again = tokenise_prompt(llava, asked(5)), tokenise_prompt(llava, asked(5))
+    assert first == again
+    assert len(pieces(first)) == 4
+    assert token_texts(llava, first).count(PIECE) == 4
+
+
+def test_a_piece_that_is_taken_out_gives_way_to_the_mean_piece(llava: LoadedModel) -> None:
+    prompt = tokenise_prompt(llava, asked(6))
+    place = pieces(prompt)[0]
+    whole = embed(llava, prompt)
+    left = embed_ablated(llava, TokenSequence(prompt, 0, (place, len(prompt) - 2)), mean_embedding(llava))
+    assert torch.equal(left[place], llava.image_tokens.mean())
+    assert torch.allclose(left[-2], mean_embedding(llava))
+    untouched = [p for p in range(len(prompt)) if p not in (place, len(prompt) - 2)]
+    assert torch.equal(left[untouched], whole[untouched])
+
+
+def test_words_and_pieces_are_attributed_together_and_add_up(llava: LoadedModel) -> None:
+    pair = Pair(1, tuple(asked(7)), "yes it is", "no it is not")
+    options = GrainsOptions(
+        reading="shared", attribution=AttributionOptions(tolerance=0.05, most_steps=2048), tokens=4
+    )
+    contrast = Scorer(llava, [pair], options).contrast(0)
+    prompt = tokenise_pair(llava, pair).prompt
+    seen = pieces(prompt)
+    assert len(contrast.towards.scores) == len(prompt)
+    assert all(contrast.towards.scores[place] for place in seen)
+    assert contrast.towards.gap < 0.05
+    assert set(contrast.towards.taken + contrast.away.taken) & set(seen)
+
+
+def test_masked_pieces_are_not_attended_to(llava: LoadedModel) -> None:
+    prompt = tokenise_prompt(llava, asked(8))
+    masked = TokenSequence(prompt, len(prompt) - 1, tuple(pieces(prompt)))
+    other = tokenise_prompt(llava, asked(9))
+    elsewhere = TokenSequence(other, len(other) - 1, tuple(pieces(other)))
+    found = mean_activations(llava, [masked, elsewhere], None)
+    assert torch.allclose(found[:, 0], found[:, 1], atol=1e-5)
+
+
+def write(folder: Path, name: str, records: list[dict[str, Any]]) -> Path:
+    path = folder / name
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+def test_pairs_and_neutral_answers_with_images_make_a_profile(llava: LoadedModel, tmp_path: Path) -> None:
+    for seed in range(10):
+        (tmp_path / f"{seed}.png").write_bytes(png(seed))
+    pairs = write(
+        tmp_path,
+        "pairs.jsonl",
+        [
+            {"image": f"{n}.png", "prompt": f"is it {n}?", "preferred": "no", "dispreferred": "yes it is"}
+            for n in range(10)
+        ],
+    )
+    neutral = write(
+        tmp_path,
+        "neutral.jsonl",
+        [
+            {"question": "how many?", "options": ["one", "two"], "answer": 0, "image": "1.png"},
+            {"prompt": "what is there?", "answer": "a thing", "images": ["2.png"]},
+        ],
+    )
+    options = BuildOptions(
+        grains=GrainsOptions(reading="shared", tokens=3), layers=((1,),), doses=(0.02,), max_tokens=4
+    )
+    built = build_vectors(llava, read_pairs(pairs), None, (), options, neutral=read_neutral(neutral))
+    assert set(built.deltas) == {1}
+    assert built.evidence["items"] == 4
+    assert PIECE in built.report["attributions"][0]["preferred"]["tokens"]
+
+
+def test_openai_parts_and_a_path_mean_the_same_image(llava: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    content = [{"type": "text", "text": "what?"}, {"type": "image_url", "image_url": {"url": url(1)}}]
+    message = {"role": "user", "content": content}
+    answers = {"preferred": "a", "dispreferred": "b"}
+    (by_parts,) = read_pairs(write(tmp_path, "a.jsonl", [{"prompt": [message], **answers}])).pairs
+    record = {"prompt": "what?", "image": "a.png", **answers}
+    (by_path,) = read_pairs(write(tmp_path, "b.jsonl", [record])).pairs
+    first, second = tokenise_prompt(llava, by_parts.messages), tokenise_prompt(llava, by_path.messages)
+    assert torch.equal(embed(llava, first), embed(llava, second))
+
+
+def test_the_digest_covers_the_images_beside_the_file(tmp_path: Path) -> None:
+    record = {"prompt": "what?", "image": "a.png", "preferred": "a", "dispreferred": "b"}
+    path = write(tmp_path, "pairs.jsonl", [record])
+    digests = set()
+    for seed in (1, 2):
+        (tmp_path / "a.png").write_bytes(png(seed))
+        digests.add(read_pairs(path).digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"image": "absent.png"}, "cannot be read"),
+        ({"image": "data:image/png;base64,AAAA"}, "not an image"),
+        ({"images": [7]}, "must be data URLs or paths"),
+        ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part must be"),
+    ],
+)
+def test_a_bad_image_is_named_with_its_line(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+    record = {"prompt": "what?", "preferred": "a", "dispreferred": "b", **fields}
+    with pytest.raises(InvalidPairs, match=reason) as refused:
+        read_pairs(write(tmp_path, "pairs.jsonl", [record]))
+    assert "line 1" in refused.value.message
+
+
+def test_prompts_may_have_images(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(1))
+    (prompt,) = read_prompts(write(tmp_path, "test.jsonl", [{"prompt": "what?", "image": "a.png"}]))
+    assert len(prompt[0]["images"]) == 1
+
+
+def test_images_for_a_model_that_takes_none_are_refused(tiny_model: Loader) -> None:
+    with pytest.raises(InvalidPairs, match="takes none"):
+        tokenise_prompt(tiny_model("llama"), asked(1))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_a_family_that_hands_its_decoder_more_is_refused_for_images_alone(
+    family: str, tiny_vlm: Loader
+) -> None:
+    loaded = tiny_vlm(family)
+    with pytest.raises(InvalidPairs, match="pairs without images work"):
+        tokenise_prompt(loaded, asked(1))
+    prompt = tokenise_prompt(loaded, [{"role": "user", "content": "no image"}])
+    assert mean_log_probabilities(loaded, [TokenSequence(prompt, 1)], {})[0] < 0
+
+
+def test_neutral_text_without_questions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="must hold some questions"):
+        read_neutral(write(tmp_path, "neutral.jsonl", [{"text": "a quiet day"}]))
