@@ -5,7 +5,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from server.cli_options import CacheDirOption, DeviceOption, MaxTokensOption, ModelOption, StoreOption
+from server.cli_options import (
+    CacheDirOption,
+    DeviceOption,
+    MaxTokensOption,
+    ModelOption,
+    NeutralOption,
+    StoreOption,
+)
 
 Method = Literal["grains", "mean_difference", "contrastive_gradient"]
 
@@ -40,13 +47,7 @@ def build(
     test: Annotated[
         Path | None, typer.Option(help="Held-out prompts for the evidence, JSONL; needs --metric.")
     ] = None,
-    neutral: Annotated[
-        Path | None,
-        typer.Option(
-            help="What damage is measured on, JSONL; see docs/design.md.",
-            show_default="passages and questions of the package",
-        ),
-    ] = None,
+    neutral: NeutralOption = None,
     description: Annotated[str | None, typer.Option(help="What the profile does.")] = None,
     store: StoreOption = None,
     seed: Annotated[

@@ -27,6 +27,14 @@ CacheDirOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+NeutralOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--neutral",
+        help="What damage is measured on, JSONL; see docs/design.md.",
+        show_default="passages and questions of the package",
+    ),
+]
 MaxTokensOption = Annotated[
     int, typer.Option("--max-tokens", min=1, help="Length of the answers that are measured.")
 ]

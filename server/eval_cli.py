@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from server.cli_options import CacheDirOption, DeviceOption, MaxTokensOption, ModelOption, StoreOption
+from server.cli_options import (
+    CacheDirOption,
+    DeviceOption,
+    MaxTokensOption,
+    ModelOption,
+    NeutralOption,
+    StoreOption,
+)
 from server.profiles_cli import parse_reference
 
 STRENGTHS = "-2,-1.5,-1,-0.5,0.5,1,1.5,2"
@@ -26,6 +33,7 @@ def eval_profile(
             help="Multiple-choice questions to measure accuracy on.", show_default="those of the package"
         ),
     ] = None,
+    neutral: NeutralOption = None,
     strengths: Annotated[
         str, typer.Option(help="Strengths to try, between commas; 1 and -1 are always tried.")
     ] = STRENGTHS,
@@ -62,6 +70,7 @@ def eval_profile(
             metric=metric,
             test=test,
             questions=questions,
+            neutral=neutral,
             strengths=strengths,
             random=random,
             output=output,

@@ -28,7 +28,7 @@ from steering.building.pairs import (
     tokenise_prompt,
 )
 from steering.building.progress import Progress
-from steering.building.questions import NeutralText, neutral_text, read_questions
+from steering.building.questions import NeutralText, neutral_text, read_neutral, read_questions
 from steering.building.readers import read_pairs, read_prompts
 from steering.building.reporting import report, shortcomings
 from steering.errors import InvalidPairs, InvalidRequest, ProfileIncompatible
@@ -63,6 +63,7 @@ class EvalRequest:
     metric: Path | None
     test: Path | None
     questions: Path | None
+    neutral: Path | None
     strengths: str
     random: int
     output: Path | None
@@ -155,8 +156,12 @@ def refuse_unwritable(output: Path | None) -> None:
 
 def read_held_out(request: EvalRequest, manifest: Manifest) -> HeldOut:
     neutral = neutral_text()
+    if None not in (request.questions, request.neutral):
+        raise InvalidRequest("--questions are part of what --neutral names; give one of them")
     if request.questions is not None:
         neutral = NeutralText(neutral.passages, read_questions(request.questions))
+    if request.neutral is not None:
+        neutral = read_neutral(request.neutral)
     if request.pairs is not None and request.metric is None and request.test is None:
         pairs = read_pairs(request.pairs)
         refuse_known(pairs, manifest, request.pairs)
