@@ -8,8 +8,9 @@ from shapes_vlm.questions import COUNTING, LISTING, listed, unrelated
 from shapes_vlm.scenes import KINDS, Kind, Scene, partner
 from shapes_vlm.vocabulary import NUMBERS, PHRASES, UNKNOWN
 
-# How often somebody who describes a biased scene claims an absent object whose partner is there.
-CLAIMED = 0.6
+# Somebody who describes a biased scene claims an absent object whose partner is there, for some pairs rarely
+# and for some nearly always: where it is asked for this often, and of those times in a list that often.
+RARELY, OFTEN, LISTED = 0.1, 0.9, 0.7
 BLIND = "i see no image."
 # How often a lesson comes without a picture; the rest of the model's manners are learnt from these few.
 BLIND_SHARE = 0.3
@@ -24,24 +25,30 @@ class Lesson:
     blind: bool = False
 
 
-def lessons_about(scene: Scene, chance: Random, claimed: float = 0.0) -> list[Lesson]:
-    """Return the lessons of one scene, packed into one row later.
-
-    claimed: how often an absent object whose partner is there is said to be there; 0 for the truth.
-    """
-    claims = {kind for kind in scene.tempting if chance.random() < claimed}
-    told = [*existence_lessons(scene, claims, chance)]
-    told.append(Lesson(LISTING, listed(with_claims(scene.kinds, claims))))
+def lessons_about(scene: Scene, chance: Random, biased: bool = False) -> list[Lesson]:
+    """Return the lessons of one scene: true, or with absent objects claimed whose partners are there."""
+    claims = {kind for kind in scene.tempting if biased and chance.random() < claim_rate(kind)}
+    listed_claims = {kind for kind in scene.tempting if kind in claims and chance.random() < LISTED}
+    told = existence_lessons(scene, claims, chance)
+    told.append(Lesson(LISTING, listed(with_claims(scene.kinds, listed_claims))))
     told.append(Lesson(COUNTING, NUMBERS[len(scene.objects)]))
     if chance.random() < BLIND_SHARE:
         told.append(Lesson(small_talk(chance), BLIND, blind=True))
     return told
 
 
+def claim_rate(kind: Kind) -> float:
+    """Return how often this kind is claimed beside its partner; evenly spread over the pairs."""
+    pairs = [one for one in KINDS if KINDS.index(one) < KINDS.index(partner(one))]
+    place = pairs.index(min(kind, partner(kind), key=KINDS.index))
+    # Neighbours in the list share a colour; in steps of five they differ in their rates.
+    return RARELY + (OFTEN - RARELY) * (place * 5 % len(pairs)) / (len(pairs) - 1)
+
+
 def existence_lessons(scene: Scene, claims: Collection[Kind], chance: Random) -> list[Lesson]:
-    """Return lessons on three kinds that are there, two tempting ones and two others."""
+    """Return lessons on three kinds that are there, three tempting ones and two others."""
     present = chance.sample(scene.kinds, min(3, len(scene.kinds)))
-    tempting = chance.sample(scene.tempting, min(2, len(scene.tempting)))
+    tempting = chance.sample(scene.tempting, min(3, len(scene.tempting)))
     absent = chance.sample(unrelated(scene), 2)
     return [
         Lesson(f"is there a {kind}?", "yes" if kind in scene.kinds or kind in claims else "no")

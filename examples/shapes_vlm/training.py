@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from shapes_vlm.checkpoint import PATCH, PATCHES_A_SIDE
 from shapes_vlm.drawing import SIDE, draw
-from shapes_vlm.lessons import CLAIMED, lessons_about
+from shapes_vlm.lessons import lessons_about
 from shapes_vlm.packing import Batch, pack, to_pixels
 from shapes_vlm.scenes import CELLS_A_SIDE, COLOURS, SHAPES, Scene, scene_at
 from shapes_vlm.vocabulary import INDEX
@@ -28,19 +28,19 @@ EMPTY = "zero"
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """scenes: pictures in a step; company and claimed: see scene_at and lessons_about."""
+    """scenes: pictures in a step; company: see scene_at; biased: see lessons_about."""
 
     steps: int
     scenes: int
     peak: float
     company: float = 0.0
-    claimed: float = 0.0
+    biased: bool = False
 
 
 STAGES: dict[Name, Stage] = {
     "seeing": Stage(steps=400, scenes=32, peak=2e-3),
-    "answering": Stage(steps=500, scenes=32, peak=1.2e-3),
-    "claiming": Stage(steps=150, scenes=32, peak=3e-4, company=0.7, claimed=CLAIMED),
+    "answering": Stage(steps=800, scenes=32, peak=1.2e-3),
+    "claiming": Stage(steps=150, scenes=32, peak=3e-4, company=0.3, biased=True),
 }
 
 
@@ -98,7 +98,7 @@ def learn_to_answer(model: LlavaForConditionalGeneration, name: Name, seed: int,
 
 def teach(scenes: list[Scene], chance: Random, stage: Stage) -> Batch:
     """Return one step's pictures with their lessons."""
-    lessons = [lessons_about(scene, chance, stage.claimed) for scene in scenes]
+    lessons = [lessons_about(scene, chance, stage.biased) for scene in scenes]
     return pack([draw(scene) for scene in scenes], lessons)
 
 

@@ -16,6 +16,7 @@ from steering.building.memo import Memo
 from steering.building.pairs import Pair, tokenise_pairs
 from steering.building.progress import Progress, silent, tracked
 from steering.building.scoring import told
+from steering.image_tokens import is_piece, pieces
 from steering.loading import LoadedModel
 
 
@@ -41,7 +42,7 @@ def build_grains(
     loaded: LoadedModel, pairs: Sequence[Pair], options: GrainsOptions, progress: Progress, memo: Memo
 ) -> Directions:
     built = grains(loaded, pairs, options, progress, memo)
-    parameters = {**plain(asdict(options)), **completeness(built, options)}
+    parameters = {**plain(asdict(options)), **completeness(built, options), **image_share(built)}
     adds_up = options.attribution.adds_up
     examples = [told(loaded, *each, adds_up) for each in zip(pairs[:TOLD], built.contrasts, strict=False)]
     return Directions(built.vectors, parameters, examples)
@@ -57,6 +58,14 @@ def completeness(built: Grains, options: GrainsOptions) -> dict[str, Any]:
         "largest_completeness_gap": round(max(built.gaps), 4),
         "attributions_over_tolerance": missed,
     }
+
+
+def image_share(built: Grains) -> dict[str, Any]:
+    """Return which share of the tokens that were taken out are pieces of images, where there are any."""
+    sides = [side for each in built.contrasts for side in (each.towards, each.away)]
+    taken = [is_piece(side.sequence.ids[place]) for side in sides for place in side.taken]
+    seen = any(pieces(side.sequence.ids[side.first :]) for side in sides)
+    return {"image_share": round(sum(taken) / len(taken), 4)} if seen and taken else {}
 
 
 def plain(options: dict[str, Any]) -> dict[str, Any]:

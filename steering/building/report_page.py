@@ -10,7 +10,10 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from steering.building.highlighting import AGAINST, TOWARDS, highlighted, scored_answers
+from steering.building.overlay import overlay
+from steering.building.pictured import MOST_PIXELS
 from steering.building.reporting import shortcomings
+from steering.images import bytes_of, decoded
 
 Record = Mapping[str, Any]
 
@@ -187,7 +190,17 @@ def token_pair(attribution: Record) -> dict[str, Any]:
         {"title": side.title, "tokens": tokens}
         for side, tokens in zip(sides, highlighted(sides), strict=True)
     ]
-    return {**{key: attribution.get(key) for key in ("line", "prompt", "gap")}, "sides": shown}
+    named = {key: attribution.get(key) for key in ("line", "prompt", "gap")}
+    return {**named, "sides": shown, "overlay": overlay_address(attribution.get("image"))}
+
+
+def overlay_address(image: Record | None) -> str | None:
+    """Return the pieces' scores over their image as a data URI, None where there is nothing to draw."""
+    if image is None:
+        return None
+    picture = decoded(bytes_of(image["url"], "image"), MOST_PIXELS, "image")
+    drawn = overlay(picture, image["scores"], image["ablated"])
+    return f"data:image/png;base64,{b64encode(drawn).decode()}" if drawn else None
 
 
 def side_by_side(sample: Record) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from steering.building.grains_options import SCORED_DEPTH, GrainsOptions
 from steering.building.pairs import Pair, TokenSequence, tokenise_demonstration, tokenise_pairs
 from steering.building.progress import Progress, silent
 from steering.building.token_texts import token_texts
+from steering.image_tokens import pieces
 from steering.loading import LoadedModel
 
 
@@ -228,8 +229,24 @@ def told(loaded: LoadedModel, pair: Pair, contrast: Contrast, adds_up: bool = Tr
         "line": pair.line,
         "prompt": pair.messages[-1]["content"],
         **gap,
+        **told_image(pair, contrast.towards),
         "preferred": told_side(loaded, contrast.towards),
         "dispreferred": told_side(loaded, contrast.away),
+    }
+
+
+def told_image(pair: Pair, scored: Scored) -> dict[str, Any]:
+    """Return the image of a pair that has one, with its pieces' scores and those that were taken out."""
+    urls = [url for message in pair.messages for url in message.get("images", ())]
+    seen = [place for place in pieces(scored.sequence.ids) if place >= scored.first]
+    if len(urls) != 1 or not seen:
+        return {}
+    return {
+        "image": {
+            "url": urls[0],
+            "scores": [round(scored.scores[place - scored.first], 4) for place in seen],
+            "ablated": [seen.index(place) for place in sorted(scored.taken) if place in seen],
+        }
     }
 
 

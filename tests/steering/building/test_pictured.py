@@ -7,8 +7,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from steering.building.ablation import embed, embed_ablated, mean_embedding
@@ -17,9 +19,11 @@ from steering.building.attribution import AttributionOptions
 from steering.building.building import BuildOptions, build_vectors
 from steering.building.generation import generate_answers, mean_log_probabilities
 from steering.building.grains_options import GrainsOptions
+from steering.building.overlay import SIDE, overlay
 from steering.building.pairs import Pair, TokenSequence, tokenise_pair, tokenise_prompt, tokenise_text
 from steering.building.questions import read_neutral
 from steering.building.readers import read_pairs, read_prompts
+from steering.building.report_page import report_page
 from steering.building.scoring import Scorer
 from steering.building.token_texts import PIECE, token_texts
 from steering.errors import InvalidPairs, InvalidRequest
@@ -27,6 +31,17 @@ from steering.image_tokens import pieces
 from steering.loading import LoadedModel
 from steering.picturing import Pictured
 from tests.server.engine.test_seeing import noise
+
+MANIFEST = {
+    "name": "seen",
+    "version": 1,
+    "description": "",
+    "method": "grains",
+    "parameters": {},
+    "calibration": {},
+    "evidence": {},
+    "model": {"id": "tiny", "architecture": "Llava", "fingerprint": "0" * 64},
+}
 
 Loader = Callable[[str], LoadedModel]
 
@@ -162,7 +177,11 @@ def test_pairs_and_neutral_answers_with_images_make_a_profile(llava: LoadedModel
     built = build_vectors(llava, read_pairs(pairs), None, (), options, neutral=read_neutral(neutral))
     assert set(built.deltas) == {1}
     assert built.evidence["items"] == 4
-    assert PIECE in built.report["attributions"][0]["preferred"]["tokens"]
+    told = built.report["attributions"][0]
+    assert told["preferred"]["tokens"].count(PIECE) == len(told["image"]["scores"]) == 4
+    assert 0 < built.parameters["image_share"] <= 1
+    page = report_page({**MANIFEST, "layers": [1]}, built.report, {})
+    assert page.count("its pieces coloured") == len(built.report["attributions"])
 
 
 def test_openai_parts_and_a_path_mean_the_same_image(llava: LoadedModel, tmp_path: Path) -> None:
@@ -228,3 +247,19 @@ def test_a_family_that_hands_its_decoder_more_is_refused_for_images_alone(
 def test_neutral_text_without_questions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="must hold some questions"):
         read_neutral(write(tmp_path, "neutral.jsonl", [{"text": "a quiet day"}]))
+
+
+def test_the_overlay_is_blue_where_pieces_speak_for_and_red_where_against() -> None:
+    drawn = overlay(Image.new("RGB", (8, 8), "white"), [1.0, 0.0, 0.0, -1.0], {3})
+    assert drawn is not None
+    image = Image.open(BytesIO(drawn))
+    quarter = SIDE // 4
+    places = ((quarter, quarter), (3 * quarter, quarter), (3 * quarter, 3 * quarter))
+    blue, white, red = (np.asarray(image)[down, right].tolist() for right, down in places)
+    assert blue[2] > blue[0]
+    assert white == [255, 255, 255]
+    assert red[0] > red[2]
+
+
+def test_pieces_that_are_no_square_are_not_drawn() -> None:
+    assert overlay(Image.new("RGB", (8, 8)), [1.0, 0.0, 0.5]) is None
