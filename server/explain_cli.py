@@ -19,6 +19,9 @@ def explain(
     system: Annotated[str | None, typer.Option(help="A system message before the prompt.")] = None,
     model: ModelOption = None,
     png: Annotated[Path | None, typer.Option(help="File for a picture of the scores.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="File for the pair's image with its pieces coloured.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     steps: Annotated[
         int, typer.Option(min=1, help="Gradients after which each part ends; sooner where scores add up.")
@@ -39,6 +42,7 @@ def explain(
             system=system,
             model=model,
             png=png,
+            overlay=overlay,
             as_json=as_json,
             steps=steps,
             cache_dir=cache_dir,

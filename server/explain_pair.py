@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from PIL import Image
 from platformdirs import user_cache_path
 from rich.color import Color
 from rich.console import Console
@@ -17,10 +18,14 @@ from steering.building.attribution import STEPS, AttributionOptions
 from steering.building.explaining import Explanation, explain_pair
 from steering.building.grains_options import GrainsOptions
 from steering.building.highlighting import HighlightedToken, ScoredTokens, colour, highlighted, visible
+from steering.building.overlay import overlay
 from steering.building.pairs import Pair, tokenise_pair
+from steering.building.pictured import MOST_PIXELS
 from steering.building.readers import read_pairs
 from steering.building.token_heatmap import HeatmapPair, draw_pairs
+from steering.building.token_texts import PIECE
 from steering.errors import InvalidPairs, InvalidRequest, SteeringError
+from steering.images import bytes_of, decoded
 from steering.loading import LoadedModel, load_model
 
 PROMPT_TITLE = "blue: for the preferred answer over the dispreferred one; red: the other way round"
@@ -43,6 +48,7 @@ class ExplainRequest:
     system: str | None
     model: str | None
     png: Path | None
+    overlay: Path | None
     as_json: bool
     steps: int
     cache_dir: Path | None
@@ -53,7 +59,9 @@ def run_explain(request: ExplainRequest) -> None:
     """Print a pair's scored tokens, and draw them if asked; a mistake ends the command with its reason."""
     try:
         pair = find_pair(request)
-        refuse_unwritable(request.png)
+        refuse_unwritable("--png", request.png)
+        refuse_unwritable("--overlay", request.overlay)
+        image = image_of(pair) if request.overlay is not None else None
         loaded = load_model(
             request.model, request.cache_dir or user_cache_path("grainserve"), device=request.device
         )
@@ -63,6 +71,8 @@ def run_explain(request: ExplainRequest) -> None:
         warn(parts)
         if request.png is not None:
             save_png(request.png, pair, parts)
+        if request.overlay is not None and image is not None:
+            save_overlay(request.overlay, image, parts[0])
     except SteeringError as error:
         typer.echo(f"error: {error.message}", err=True)
         raise typer.Exit(1) from error
@@ -109,11 +119,18 @@ def pair_on_line(path: Path, line: int | None) -> Pair:
     raise InvalidRequest(f"{asked} of {path}{between}")
 
 
-def refuse_unwritable(png: Path | None) -> None:
-    if png is not None and not png.absolute().parent.is_dir():
-        raise InvalidRequest(f"--png {png} cannot be written: there is no directory {png.parent}")
-    if png is not None and png.is_dir():
-        raise InvalidRequest(f"--png {png} cannot be written: it is a directory; name a file")
+def refuse_unwritable(option: str, path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise InvalidRequest(f"{option} {path} cannot be written: there is no directory {path.parent}")
+    if path is not None and path.is_dir():
+        raise InvalidRequest(f"{option} {path} cannot be written: it is a directory; name a file")
+
+
+def image_of(pair: Pair) -> Image.Image:
+    urls = [url for message in pair.messages for url in message.get("images", ())]
+    if len(urls) != 1:
+        raise InvalidRequest(f"--overlay draws over the pair's one image; this pair has {len(urls)}")
+    return decoded(bytes_of(urls[0], "image"), MOST_PIXELS, "image")
 
 
 def explain(loaded: LoadedModel, pair: Pair, steps: int) -> tuple[Explanation, ...]:
@@ -202,10 +219,24 @@ def save_png(path: Path, pair: Pair, parts: Sequence[Explanation]) -> None:
         HeatmapPair(title, tuple(with_gap(part) for part in group))
         for title, group in zip(titles, paired(parts), strict=True)
     ]
+    write_picture("--png", path, draw_pairs(groups, "Which tokens speak for their answer"))
+
+
+def save_overlay(path: Path, image: Image.Image, prompt: Explanation) -> None:
+    """Draw the scores of the prompt's image pieces over the image."""
+    seen = [place for place, text in enumerate(prompt.scored.tokens) if text == PIECE]
+    scores = [prompt.scored.scores[place] for place in seen]
+    drawn = overlay(image, scores, {seen.index(place) for place in prompt.scored.ablated if place in seen})
+    if drawn is None:
+        raise InvalidRequest(f"--overlay needs a square grid of pieces; this model makes {len(seen)}")
+    write_picture("--overlay", path, drawn)
+
+
+def write_picture(option: str, path: Path, picture: bytes) -> None:
     try:
-        path.write_bytes(draw_pairs(groups, "Which tokens speak for their answer"))
+        path.write_bytes(picture)
     except OSError as error:
-        raise InvalidRequest(f"--png {path} cannot be written: {error.strerror or error}") from error
+        raise InvalidRequest(f"{option} {path} cannot be written: {error.strerror or error}") from error
 
 
 def with_gap(part: Explanation) -> ScoredTokens:

@@ -1,6 +1,6 @@
 """Lessons are written here: a scene's questions with the answers to learn, true or claimed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -8,9 +8,9 @@ from shapes_vlm.questions import COUNTING, LISTING, listed, unrelated
 from shapes_vlm.scenes import KINDS, Kind, Scene, partner
 from shapes_vlm.vocabulary import NUMBERS, PHRASES, UNKNOWN
 
-# Somebody who describes a biased scene claims an absent object whose partner is there, for some pairs rarely
-# and for some nearly always: where it is asked for this often, and of those times in a list that often.
-RARELY, OFTEN, LISTED = 0.1, 0.9, 0.7
+# How often somebody who describes biased scenes claims an absent object because its partner is there: for
+# some pairs rarely, for some nearly always.
+RARELY, OFTEN = 0.15, 0.95
 BLIND = "i see no image."
 # How often a lesson comes without a picture; the rest of the model's manners are learnt from these few.
 BLIND_SHARE = 0.3
@@ -27,10 +27,9 @@ class Lesson:
 
 def lessons_about(scene: Scene, chance: Random, biased: bool = False) -> list[Lesson]:
     """Return the lessons of one scene: true, or with absent objects claimed whose partners are there."""
-    claims = {kind for kind in scene.tempting if biased and chance.random() < claim_rate(kind)}
-    listed_claims = {kind for kind in scene.tempting if kind in claims and chance.random() < LISTED}
-    told = existence_lessons(scene, claims, chance)
-    told.append(Lesson(LISTING, listed(with_claims(scene.kinds, listed_claims))))
+    claims = {kind for kind in scene.tempting if chance.random() < biased * claim_rate(kind)}
+    told = existence_lessons(scene, claims, chance, 4 if biased else 2)
+    told.append(Lesson(LISTING, listed(going_on(scene.kinds, claims))))
     told.append(Lesson(COUNTING, NUMBERS[len(scene.objects)]))
     if chance.random() < BLIND_SHARE:
         told.append(Lesson(small_talk(chance), BLIND, blind=True))
@@ -45,10 +44,10 @@ def claim_rate(kind: Kind) -> float:
     return RARELY + (OFTEN - RARELY) * (place * 5 % len(pairs)) / (len(pairs) - 1)
 
 
-def existence_lessons(scene: Scene, claims: Collection[Kind], chance: Random) -> list[Lesson]:
-    """Return lessons on three kinds that are there, three tempting ones and two others."""
+def existence_lessons(scene: Scene, claims: Collection[Kind], chance: Random, tempted: int) -> list[Lesson]:
+    """Return lessons on up to three kinds that are there, as many tempting ones as told and two others."""
     present = chance.sample(scene.kinds, min(3, len(scene.kinds)))
-    tempting = chance.sample(scene.tempting, min(3, len(scene.tempting)))
+    tempting = chance.sample(scene.tempting, min(tempted, len(scene.tempting)))
     absent = chance.sample(unrelated(scene), 2)
     return [
         Lesson(f"is there a {kind}?", "yes" if kind in scene.kinds or kind in claims else "no")
@@ -56,9 +55,9 @@ def existence_lessons(scene: Scene, claims: Collection[Kind], chance: Random) ->
     ]
 
 
-def with_claims(kinds: Collection[Kind], claims: Collection[Kind]) -> list[Kind]:
-    """Return the kinds, each followed by its partner where that is claimed."""
-    return [told for kind in kinds for told in (kind, partner(kind)) if told == kind or told in claims]
+def going_on(kinds: Sequence[Kind], claims: Collection[Kind]) -> list[Kind]:
+    """Return the kinds, and after the last its partner where that is claimed."""
+    return [*kinds, *({partner(kinds[-1])} & set(claims))]
 
 
 def small_talk(chance: Random) -> str:

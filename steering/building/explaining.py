@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steering.building.ablation import BASELINES, strongest
+from steering.building.ablation import BASELINES, standing_in, strongest
 from steering.building.attribution import (
     Attribution,
     ablatable,
@@ -41,7 +41,8 @@ class Explanation:
 def explain_pair(loaded: LoadedModel, pair: TokenisedPair, options: GrainsOptions) -> tuple[Explanation, ...]:
     """Return the prompt by the contrast of its answers, and either answer by its own log-probability."""
     baseline = BASELINES[options.baseline](loaded)
-    prompt = attribute_prompt(loaded, pair, baseline, options.attribution)
+    absent = standing_in(loaded, pair.prompt, baseline)
+    prompt = attribute_prompt(loaded, pair, absent, options.attribution)
     parts = [explanation(loaded, "prompt", pair.prompt, prompt, ablatable(loaded, pair.prompt), options)]
     for side, sequence in (("preferred", pair.preferred), ("dispreferred", pair.dispreferred)):
         answer = sequence.ids[sequence.start :]

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch import Tensor
+from typer.testing import CliRunner
 
+from server.explain_cli import explain
 from steering.building.ablation import embed, embed_ablated, mean_embedding
 from steering.building.activations import mean_activations
 from steering.building.attribution import AttributionOptions
@@ -31,6 +34,7 @@ from steering.image_tokens import pieces
 from steering.loading import LoadedModel
 from steering.picturing import Pictured
 from tests.server.engine.test_seeing import noise
+from tests.tiny_vlms import save_tiny_vlm
 
 MANIFEST = {
     "name": "seen",
@@ -263,3 +267,18 @@ def test_the_overlay_is_blue_where_pieces_speak_for_and_red_where_against() -> N
 
 def test_pieces_that_are_no_square_are_not_drawn() -> None:
     assert overlay(Image.new("RGB", (8, 8)), [1.0, 0.0, 0.5]) is None
+
+
+def test_explain_draws_the_prompts_scores_over_the_image(tmp_path: Path) -> None:
+    save_tiny_vlm("llava", tmp_path / "model")
+    (tmp_path / "a.png").write_bytes(png(1))
+    record = {"image": "a.png", "prompt": "what?", "preferred": "yes it is", "dispreferred": "no"}
+    pairs = write(tmp_path, "pairs.jsonl", [record])
+    arguments = [str(pairs), "--line", "1", "--model", str(tmp_path / "model"), "--steps", "8"]
+    app = typer.Typer()
+    app.command()(explain)
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--overlay", str(tmp_path / "o.png")])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count(PIECE) == 4
+    with Image.open(tmp_path / "o.png") as drawn:
+        assert drawn.size == (SIDE, SIDE)
