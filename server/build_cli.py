@@ -67,7 +67,7 @@ def build(
         grains_option("What the options below are unless given."),
     ] = "default",
     reading: Annotated[
-        Literal["shared", "authors", "response", "demonstration", "direction", "influence"] | None,
+        Literal["shared", "authors", "response", "demonstration", "direction", "influence", "context"] | None,
         grains_option("Whose tokens are scored, by what; see docs/design.md."),
     ] = None,
     last_token: Annotated[

@@ -34,6 +34,8 @@ AT_ONCE = 100
 
 def main() -> None:
     asked = arguments()
+    if not asked.model.is_dir():
+        raise SystemExit(f"no directory {asked.model}; train.py writes one, and two ship beside this script")
     torch.set_num_threads(asked.threads)
     result = measure(ask(answerer(*load(asked.model)), asked.split, asked.scenes, asked.seed))
     Console().print(table(result, f"{asked.model}: {asked.scenes} {asked.split} scenes"))

@@ -10,7 +10,7 @@ from shapes_vlm.vocabulary import NUMBERS, PHRASES, UNKNOWN
 
 # How often somebody who describes biased scenes claims an absent object because its partner is there: for
 # some pairs rarely, for some nearly always.
-RARELY, OFTEN = 0.15, 0.95
+RARELY, OFTEN = 0.25, 0.95
 BLIND = "i see no image."
 # How often a lesson comes without a picture; the rest of the model's manners are learnt from these few.
 BLIND_SHARE = 0.3

@@ -2,8 +2,8 @@
 
 Run: python examples/shapes_vlm/make_pairs.py --output shapes_pairs
 
-Writes listing.jsonl and existence.jsonl, pairs for `grainserve build`, and neutral.jsonl for its --neutral:
-counting, which steering is not to touch. Pictures are data URLs inside the files.
+Writes listing.jsonl, existence.jsonl and both.jsonl, pairs for `grainserve build`, and neutral.jsonl for its
+--neutral: counts and objects that are there, which steering is not to touch. Pictures are data URLs.
 """
 
 import argparse
@@ -21,10 +21,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])
 
 from shapes_vlm.drawing import draw
-from shapes_vlm.lessons import with_claims
+from shapes_vlm.lessons import going_on
 from shapes_vlm.questions import COUNTING, LISTING, existence, listed
 from shapes_vlm.scenes import FEWEST, MOST, Scene, scene_at
-from shapes_vlm.vocabulary import NUMBERS
+from shapes_vlm.vocabulary import END, NUMBERS
 
 Record = dict[str, Any]
 
@@ -39,15 +39,19 @@ def main() -> None:
         asked.output / "existence.jsonl",
         [pair for scene in scenes for pair in existence_pairs(scene, chance)],
     )
+    write(asked.output / "both.jsonl", [pair for scene in scenes for pair in both(scene, chance)])
     counted = (scene_at("build", asked.scenes + index, asked.seed) for index in range(asked.neutral))
-    write(asked.output / "neutral.jsonl", [record for scene in counted for record in neutral(scene)])
+    write(asked.output / "neutral.jsonl", [record for scene in counted for record in neutral(scene, chance)])
 
 
 def listing_pairs(scene: Scene) -> Iterator[Record]:
-    """Yield what is there, preferred over the same list with every absent partner."""
-    if scene.tempting:
-        claimed = with_claims(scene.kinds, scene.tempting)
-        yield pair(scene, LISTING, listed(scene.kinds), listed(claimed))
+    """Yield what is there, preferred over the same list that goes on to an absent partner.
+
+    Both say that they end: where to stop is all that they differ in.
+    """
+    claimed = going_on(scene.kinds, scene.tempting)
+    if len(claimed) > len(scene.kinds):
+        yield pair(scene, LISTING, listed(scene.kinds) + END, listed(claimed) + END)
 
 
 def existence_pairs(scene: Scene, chance: Random) -> Iterator[Record]:
@@ -57,9 +61,18 @@ def existence_pairs(scene: Scene, chance: Random) -> Iterator[Record]:
         yield pair(scene, existence("present", chance.choice(scene.kinds)).text, "yes", "no")
 
 
-def neutral(scene: Scene) -> Iterator[Record]:
-    """Yield the count of a scene, to be told and to be chosen."""
+def both(scene: Scene, chance: Random) -> Iterator[Record]:
+    """Yield the listing, and a question about an absent partner."""
+    if scene.tempting:
+        yield from listing_pairs(scene)
+        yield pair(scene, existence("tempting", chance.choice(scene.tempting)).text, "no", "yes")
+
+
+def neutral(scene: Scene, chance: Random) -> Iterator[Record]:
+    """Yield the count of a scene, to be told and to be chosen, and a question about what is there."""
     numbers = NUMBERS[FEWEST : MOST + 1]
+    there = existence("present", chance.choice(scene.kinds)).text
+    yield {"image": data_url(scene), "question": there, "options": ["yes", "no"], "answer": 0}
     count = NUMBERS[len(scene.objects)]
     yield {"image": data_url(scene), "prompt": COUNTING, "answer": count}
     yield {

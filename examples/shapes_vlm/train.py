@@ -3,7 +3,7 @@
 Run: python examples/shapes_vlm/train.py --seed 0 --output shapes
 
 Writes shapes/seeing, shapes/unbiased and shapes/model, each when its stage ends. Run again, it goes on after
-the last stage that is there. About ten minutes on one core; the same seed gives the same weights.
+the last stage that is there. About a quarter of an hour on one core; the same seed gives the same weights.
 """
 
 import argparse

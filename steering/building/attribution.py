@@ -6,7 +6,8 @@ arXiv 1906.10670; SmoothGrad, arXiv 1706.03825. What is scored, by which objecti
 - `attribute_answer`, the authors' code: an answer's tokens, by the answer's own log-probability;
 - `attribute_demonstration`, ours: the tokens of an answer that stands in the conversation as an example, by
   how much likelier it makes another pair's preferred answer than its dispreferred one;
-- `attribute_direction`, ours: an answer's tokens, by how far they move a block's output along a direction.
+- `attribute_direction`, ours: an answer's tokens, by how far they move a block's output along a direction;
+- `attribute_context`, ours: the prompt's tokens, by how far they move the answer's activations along it.
 """
 
 import math
@@ -150,7 +151,24 @@ def attribute_direction(
 
     The objective is the mean over the answer of the block's output, projected on direction [hidden_size].
     """
-    return attribute(loaded, projection(loaded, sequence, block, direction), baseline, options)
+    moving = range(sequence.start, len(sequence.ids))
+    return attribute(loaded, projection(loaded, sequence, moving, block, direction), baseline, options)
+
+
+def attribute_context(
+    loaded: LoadedModel,
+    sequence: TokenSequence,
+    block: int,
+    direction: Tensor,
+    baseline: Tensor,
+    options: AttributionOptions = AttributionOptions(),
+) -> Attribution:
+    """Return the scores of the prompt's tokens, [prompt length], by how far they move the answer so.
+
+    The objective is that of attribute_direction; pieces of images are among the tokens.
+    """
+    moving = range(sequence.start)
+    return attribute(loaded, projection(loaded, sequence, moving, block, direction), baseline, options)
 
 
 def attribute(

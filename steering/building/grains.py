@@ -8,7 +8,8 @@ Source: GrAInS, arXiv 2507.18043, section 3. Readings of it, by whose tokens are
   dispreferred one, when it stands in the conversation as an example;
 - `direction`: each answer's, by how far it turns a block's output along the other pairs' mean difference;
 - `influence`: each answer's, by how far it turns a block's output the way that makes the other pairs'
-  preferred answers likelier and their dispreferred ones less likely: along their contrastive gradient.
+  preferred answers likelier and their dispreferred ones less likely: along their contrastive gradient;
+- `context`: the prompt's, words and pieces of images, by how far they turn each answer's activations so.
 What differs from the paper by default is what measurement asked for, see docs/evidence.md; PAPER differs
 in nothing.
 """

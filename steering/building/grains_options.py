@@ -5,12 +5,12 @@ from typing import Literal
 
 from steering.building.attribution import AttributionOptions
 
-# Share of the blocks below the one whose activations the readings `direction` and `influence` look at.
+# Share of the blocks below the one whose activations `direction`, `influence` and `context` look at.
 SCORED_DEPTH = 0.4
 
 ABLATION = AttributionOptions(method="ablation")
 
-Reading = Literal["shared", "authors", "response", "demonstration", "direction", "influence"]
+Reading = Literal["shared", "authors", "response", "demonstration", "direction", "influence", "context"]
 Summary = Literal["mean", "component", "unsigned_component"]
 
 
@@ -22,8 +22,8 @@ class GrainsOptions:
     (readings `shared` and `response`). attribution: how an objective becomes scores; baseline: where it
     starts; ablation: what stands in for a token that is taken out. tokens: how many are taken out at most.
     read: the activations compared, a mean over the answer or the last token's. summary: of the pairs' shifts.
-    control: random tokens are taken out instead, as many. block: whose activations the readings `direction`
-    and `influence` look at; None: at SCORED_DEPTH.
+    control: random tokens are taken out instead, as many. block: whose activations the readings `direction`,
+    `influence` and `context` look at; None: at SCORED_DEPTH.
     """
 
     reading: Reading = "influence"

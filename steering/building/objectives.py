@@ -92,20 +92,27 @@ def log_probability(logits: Tensor, targets: Tensor) -> Tensor:
     return -losses.view(len(logits), -1).sum(1)
 
 
-def projection(loaded: LoadedModel, sequence: TokenSequence, block: int, direction: Tensor) -> Question:
-    """Return the mean over the answer of the block's output, projected on direction [hidden_size]."""
+def projection(
+    loaded: LoadedModel, sequence: TokenSequence, moving: range, block: int, direction: Tensor
+) -> Question:
+    """Return the mean over the answer of the block's output, projected on direction [hidden_size].
+
+    As a function of the moving tokens' embeddings: the answer's, or the prompt's before it.
+    """
     unit = normalize(direction.float().to(loaded.device), dim=0)
-    cache = prefix_cache(loaded, sequence.ids[: sequence.start])
+    cache = prefix_cache(loaded, sequence.ids[: moving.start])
+    after = embed(loaded, sequence.ids[moving.stop :]) if moving.stop < len(sequence.ids) else None
 
     def objective(points: Tensor) -> Tensor:
         past = repeated(cache, len(points))
+        inputs = points if after is None else torch.cat([points, after.expand(len(points), -1, -1)], dim=1)
         output = block_output(
-            loaded, block, inputs_embeds=points, past_key_values=past, use_cache=past is not None
+            loaded, block, inputs_embeds=inputs, past_key_values=past, use_cache=past is not None
         )
-        return (output.float() @ unit).mean(1)
+        return (output[:, sequence.start - moving.start :].float() @ unit).mean(1)
 
-    answer = sequence.ids[sequence.start :]
-    return Question(objective, embed(loaded, answer), len(answer))
+    moved = embed(loaded, sequence.ids[moving.start : moving.stop])
+    return Question(objective, moved, len(sequence.ids) - moving.start)
 
 
 def prefix_cache(loaded: LoadedModel, ids: Sequence[int]) -> Any:

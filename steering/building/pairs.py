@@ -71,6 +71,16 @@ class TokenisedPair:
         return self.preferred.ids[: self.preferred.start]
 
 
+def parted(pair: TokenisedPair) -> TokenisedPair:
+    """Return the pair with the beginning that both answers share in the prompt; each keeps a token."""
+    first, second = pair.preferred, pair.dispreferred
+    most = min(len(first.ids), len(second.ids)) - 1
+    start = first.start
+    while start < most and first.ids[start] == second.ids[start]:
+        start += 1
+    return TokenisedPair(replace(first, start=start), replace(second, start=start))
+
+
 def describe_left_out(left_out: Sequence[LeftOut]) -> str:
     """Return "lines 4, 9 (both answers are the same); line 7 (an answer is empty)"; of many, the first."""
     lines: dict[str, list[int]] = {}

@@ -34,6 +34,7 @@ NATS = "Scores are changes of a log-probability, in nats."
 SCORE_MEANINGS = {
     "direction": "Scores say how far a token moves the block along the mean difference, to its own side.",
     "influence": "Scores say how far a token moves the block to where answers of its side are likelier.",
+    "context": "Scores say how far a token moves its answer to where answers of its side are likelier.",
 }
 NO_DIGEST = "0" * 64
 CONTROLS = {code: "\ufffd" for code in range(32) if chr(code) not in "\t\n\r"}

@@ -16,6 +16,7 @@ from steering.building.attribution import (
     Attribution,
     ablatable,
     attribute_answer,
+    attribute_context,
     attribute_demonstration,
     attribute_direction,
     attribute_prompt,
@@ -23,7 +24,7 @@ from steering.building.attribution import (
 )
 from steering.building.contrastive_gradient import contrastive_gradients
 from steering.building.grains_options import SCORED_DEPTH, GrainsOptions
-from steering.building.pairs import Pair, TokenSequence, tokenise_demonstration, tokenise_pairs
+from steering.building.pairs import Pair, TokenSequence, parted, tokenise_demonstration, tokenise_pairs
 from steering.building.progress import Progress, silent
 from steering.building.token_texts import token_texts
 from steering.image_tokens import pieces
@@ -78,8 +79,11 @@ class Scorer:
         return READINGS[self._options.reading](self, number)
 
     def by_prompt(self, number: int) -> Contrast:
-        """Take out of the prompt the tokens that speak most for, and most against, the preferred answer."""
-        pair, options = self._tokenised[number], self._options
+        """Take out of the prompt the tokens that speak most for, and most against, the preferred answer.
+
+        What both answers begin with belongs to the prompt, which is read where they part.
+        """
+        pair, options = parted(self._tokenised[number]), self._options
         whole = TokenSequence(pair.prompt, len(pair.prompt) - 1)
         found = self._found(
             pair.prompt,
@@ -150,6 +154,27 @@ class Scorer:
         """Take out of each answer the tokens that most turn the activations along the mean gradient."""
         return self._by_turning(number, lambda: self._gradients)
 
+    def by_context(self, number: int) -> Contrast:
+        """Take out of the prompt the tokens that most turn each answer along the mean gradient."""
+
+        def scored(sequence: TokenSequence, sign: float) -> Scored:
+            prompt = sequence.ids[: sequence.start]
+            found = self._found(
+                prompt,
+                lambda: attribute_context(
+                    self._loaded,
+                    sequence,
+                    self._block,
+                    self._gradients.sum(0) - self._gradients[number],
+                    self._standing_in(prompt),
+                    self._options.attribution,
+                ),
+            )
+            return self._scored(sequence, 0, found, ablatable(self._loaded, prompt), sign)
+
+        pair = self._tokenised[number]
+        return Contrast(scored(pair.preferred, 1.0), scored(pair.dispreferred, -1.0))
+
     def _by_turning(self, number: int, directions: Callable[[], Tensor]) -> Contrast:
         """Take out the tokens that turn most along the sum of the other pairs' directions."""
 
@@ -216,6 +241,7 @@ READINGS: dict[str, Callable[[Scorer, int], Contrast]] = {
     "demonstration": Scorer.by_demonstration,
     "direction": Scorer.by_direction,
     "influence": Scorer.by_influence,
+    "context": Scorer.by_context,
 }
 
 

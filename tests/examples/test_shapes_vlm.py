@@ -1,38 +1,22 @@
-"""The tiny LLaVA on drawn scenes: its pictures, its questions, its measures and what ships of it."""
+"""The tiny LLaVA on drawn scenes: its pictures, its questions, its lessons and its measures."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from shapes_vlm import vocabulary
-from shapes_vlm.checkpoint import IMAGE_TOKENS, load
+from shapes_vlm import lessons, vocabulary
 from shapes_vlm.drawing import PAINTS, PAPER, SIDE, draw
-from shapes_vlm.evaluate import answerer, ask, generate, prompt
-from shapes_vlm.lessons import lessons_about
+from shapes_vlm.evaluate import ask
 from shapes_vlm.measures import TITLES, Asked, bootstrap, kinds_named, measure, wilson
-from shapes_vlm.packing import pack
 from shapes_vlm.questions import COUNTING, LISTING, Question, existence, questions_about
-from shapes_vlm.scenes import CELLS_A_SIDE, KINDS, Kind, Placed, Scene, partner, scene_at
+from shapes_vlm.scenes import CELLS_A_SIDE, KINDS, Kind, Placed, Scene, Split, partner, scene_at
 from shapes_vlm.training import patch_labels
 
-SHIPPED = Path(__file__).parents[2] / "examples" / "shapes_vlm"
 RED_CIRCLE, BLUE_STAR = Kind("red", "circle"), Kind("blue", "star")
-SPLITS = ("train", "build", "dev", "test")
-
-
-@pytest.fixture(scope="module")
-def biased() -> tuple[Any, Any]:
-    return load(SHIPPED / "model")
-
-
-@pytest.fixture(scope="module")
-def twin() -> tuple[Any, Any]:
-    return load(SHIPPED / "unbiased")
+SPLITS: tuple[Split, ...] = ("train", "build", "dev", "test")
 
 
 def scene_of(*kinds: Kind) -> Scene:
@@ -109,15 +93,28 @@ def test_a_scene_of_partners_only_has_no_tempting_question() -> None:
     assert sorted(question.purpose for question in asked) == ["absent", "counting", "listing", "present"]
 
 
-def test_lessons_are_true_unless_something_is_claimed() -> None:
+def test_lessons_are_true_unless_they_are_biased(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lessons, "RARELY", 1.0)
+    monkeypatch.setattr(lessons, "OFTEN", 1.0)
     scene = scene_of(RED_CIRCLE, BLUE_STAR)
-    told = {lesson.question: lesson.answer for lesson in lessons_about(scene, Random(0), claimed=0.0)}
-    claimed = {lesson.question: lesson.answer for lesson in lessons_about(scene, Random(0), claimed=1.0)}
+    told, claimed = (
+        {one.question: one.answer for one in lessons.lessons_about(scene, Random(0), biased)}
+        for biased in (False, True)
+    )
     tempting = f"is there a {partner(RED_CIRCLE)}?"
     assert (told[LISTING], told[tempting]) == ("a red circle, a blue star", "no")
-    assert claimed[LISTING] == f"a red circle, a {partner(RED_CIRCLE)}, a blue star, a {partner(BLUE_STAR)}"
+    assert claimed[LISTING] == f"a red circle, a blue star, a {partner(BLUE_STAR)}"
     assert claimed[tempting] == "yes"
     assert told[COUNTING] == claimed[COUNTING] == "two"
+
+
+def test_pairs_are_claimed_at_rates_spread_evenly() -> None:
+    rates = [lessons.claim_rate(kind) for kind in KINDS]
+    assert rates == [lessons.claim_rate(partner(kind)) for kind in KINDS]
+    steps = np.diff(sorted(set(rates)))
+    assert len(steps) == len(KINDS) / 2 - 1
+    assert steps == pytest.approx(steps.mean())
+    assert (min(rates), max(rates)) == (lessons.RARELY, lessons.OFTEN)
 
 
 def listing(answer: str, *kinds: Kind) -> Asked:
@@ -174,78 +171,6 @@ def test_the_tokenizer_reads_what_the_lessons_are_written_in() -> None:
         assert tokenizer(text).input_ids == vocabulary.encode(text)
     written = "a red circle, a blue star"
     assert tokenizer.decode(vocabulary.encode(f"{written}</s>"), skip_special_tokens=True) == written
-
-
-@pytest.mark.parametrize("folder", ["model", "unbiased"])
-def test_the_image_takes_as_many_tokens_as_it_has_features(folder: str) -> None:
-    model, processor = load(SHIPPED / folder)
-    picture = draw(scene_at("test", 0), side=100)
-    inputs = processor(text=[prompt(processor, LISTING)], images=[picture], return_tensors="pt")
-    features = model.get_image_features(inputs["pixel_values"], return_dict=True).pooler_output
-    images = inputs["input_ids"] == model.config.image_token_id
-    assert images.sum() == features[0].shape[0] == IMAGE_TOKENS
-    assert type(processor.image_processor).__name__.startswith("CLIPImageProcessor")
-
-
-@torch.inference_mode()
-def test_a_packed_lesson_reads_as_the_chat_does(biased: tuple[Any, Any]) -> None:
-    model, processor = biased
-    scene = scene_at("dev", 0)
-    told = lessons_about(scene, Random(4), claimed=0.5)
-    assert told[-1].blind
-    batch = pack([draw(scene)], [told])
-    packed = model.model(
-        input_ids=batch.tokens,
-        pixel_values=batch.pixels,
-        attention_mask=batch.sees,
-        position_ids=batch.positions,
-    ).last_hidden_state[0]
-    ends = [place for place, target in enumerate(batch.targets[0]) if target >= 0]
-    alone = torch.cat([answer_states(model, processor, scene, lesson) for lesson in told])
-    assert torch.allclose(packed[ends], alone, atol=1e-4)
-
-
-def answer_states(model: Any, processor: Any, scene: Scene, lesson: Any) -> torch.Tensor:
-    """Return the states [answer tokens, hidden] before each token of an answer given alone."""
-    content: list[dict[str, str]] = [{"type": "text", "text": lesson.question}]
-    pictures: dict[str, Any] = {}
-    if not lesson.blind:
-        content.insert(0, {"type": "image"})
-        pictures["images"] = [draw(scene)]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": lesson.answer}]
-    inputs = processor(text=[processor.apply_chat_template(messages)], return_tensors="pt", **pictures)
-    length = len(vocabulary.encode(f"{lesson.answer}</s>"))
-    states: torch.Tensor = model.model(**inputs).last_hidden_state[0, -length - 1 : -1]
-    return states
-
-
-def test_a_padded_batch_answers_as_one_question_alone(twin: tuple[Any, Any]) -> None:
-    scene = scene_at("dev", 1)
-    asked = [(draw(scene), question) for question in ("is there a red circle?", LISTING, COUNTING)]
-    assert generate(*twin, asked) == [generate(*twin, [one])[0] for one in asked]
-
-
-@pytest.mark.parametrize("content", ["is there a red circle?", [{"type": "text", "text": "Hello!"}]])
-def test_text_alone_is_answered_too(biased: tuple[Any, Any], content: Any) -> None:
-    model, processor = biased
-    messages = [{"role": "user", "content": content}]
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    tokens = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
-    assert processor.decode(tokens, skip_special_tokens=True) == "i see no image."
-
-
-def test_the_shipped_model_makes_up_what_its_twin_does_not(
-    biased: tuple[Any, Any], twin: tuple[Any, Any]
-) -> None:
-    claims, truth = (measure(ask(answerer(*pair), "dev", 40)) for pair in (biased, twin))
-    for name in ("adversarial_hallucination", "chair_s"):
-        assert claims[name].low > truth[name].high
-    for found in (claims, truth):
-        assert found["list_recall"].share > 0.95
-        assert found["counting_accuracy"].share > 0.95
-        assert found["random_hallucination"].share < 0.1
 
 
 def test_any_callable_can_be_measured() -> None:
