@@ -8,11 +8,12 @@ ARGS ?=
 RUN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: help install serve test check bench profiles clean
+.PHONY: help install serve serve-vlm test check bench profiles clean
 
 help:
 	@echo "make install   a virtual environment in $(VENV) with everything in it"
 	@echo "make serve     the server on PORT=$(PORT); MODEL=<directory or hub id>, ARGS=<more flags>"
+	@echo "make serve-vlm a small vision-language model of our own, with its profile, on PORT=$(PORT)"
 	@echo "make test      all tests; ARGS='-m \"not slow\"' for the quick ones"
 	@echo "make check     format, lint, types, and which package imports which"
 	@echo "make bench     the server against plain generate; about ten minutes"
@@ -32,6 +33,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 serve: $(INSTALLED)
 	$(RUN)/grainserve serve --port $(PORT) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+serve-vlm: $(INSTALLED)
+	$(RUN)/grainserve serve --port $(PORT) --model examples/shapes_vlm/model --served-model-name shapes \
+		--store examples/shapes_vlm/profiles $(ARGS)
 
 test: $(INSTALLED)
 	$(RUN)/python -m pytest $(ARGS)

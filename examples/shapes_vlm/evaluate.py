@@ -1,17 +1,23 @@
-"""Measure what a model makes up about scenes, with greedy answers.
+"""Measure what a model makes up about scenes, with greedy answers: loaded here, or asked over HTTP.
 
 Run: python examples/shapes_vlm/evaluate.py --model examples/shapes_vlm/model --scenes 500 --json result.json
+or, with `make serve-vlm` running:
+     python examples/shapes_vlm/evaluate.py --url http://localhost:8000/v1 --steering 'honest*1'
 """
 
 import argparse
 import json
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import httpx
 import torch
 from PIL import Image
 from rich.console import Console
@@ -34,11 +40,13 @@ AT_ONCE = 100
 
 def main() -> None:
     asked = arguments()
-    if not asked.model.is_dir():
+    if asked.model is not None and not asked.model.is_dir():
         raise SystemExit(f"no directory {asked.model}; train.py writes one, and two ship beside this script")
     torch.set_num_threads(asked.threads)
-    result = measure(ask(answerer(*load(asked.model)), asked.split, asked.scenes, asked.seed))
-    Console().print(table(result, f"{asked.model}: {asked.scenes} {asked.split} scenes"))
+    answer = over_http(asked.url, asked.steering) if asked.url else answerer(*load(asked.model))
+    result = measure(ask(answer, asked.split, asked.scenes, asked.seed))
+    who = f"{asked.url} {asked.steering or 'unsteered'}" if asked.url else asked.model
+    Console().print(table(result, f"{who}: {asked.scenes} {asked.split} scenes"))
     if asked.json:
         asked.json.write_text(json.dumps({name: asdict(found) for name, found in result.items()}, indent=2))
 
@@ -53,6 +61,35 @@ def ask(answer: Answer, split: Split = "test", count: int = 500, seed: int = 0) 
     questions = [(scene, question) for scene in scenes for question in questions_about(scene, chance)]
     answers = answer([(draw(scene), question.text) for scene, question in questions])
     return [Asked(*pair, given) for pair, given in zip(questions, answers, strict=True)]
+
+
+def over_http(url: str, steering: str | None) -> Answer:
+    """Return what answers by asking a server, eight questions at a time, steered as the string says."""
+    client = httpx.Client(base_url=url.rstrip("/"), timeout=60)
+    model = client.get("/models").raise_for_status().json()["data"][0]["id"]
+
+    def one(asked: tuple[Image.Image, str]) -> str:
+        picture, question = asked
+        file = BytesIO()
+        picture.save(file, "PNG")
+        address = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": address}},
+            {"type": "text", "text": question},
+        ]
+        body = {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0}
+        body |= {"max_tokens": 64} | ({"steering": steering} if steering else {})
+        reply = client.post("/chat/completions", json=body).raise_for_status().json()
+        if steering and not reply["steering"][0]["steered_tokens"]:
+            raise RuntimeError("the answer does not prove its steering")
+        text: str = reply["choices"][0]["message"]["content"]
+        return text
+
+    def answer(asked: Sequence[tuple[Image.Image, str]]) -> list[str]:
+        with ThreadPoolExecutor(8) as pool:
+            return list(track(pool.map(one, asked), "asking", total=len(asked), transient=True))
+
+    return answer
 
 
 def answerer(model: Any, processor: Any) -> Answer:
@@ -101,7 +138,10 @@ def table(result: dict[str, Measure], title: str) -> Table:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="a directory that train.py wrote")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", type=Path, help="a directory that train.py wrote")
+    source.add_argument("--url", help="a server's, up to /v1")
+    parser.add_argument("--steering", help="for --url: as in requests, such as honest*1")
     parser.add_argument("--split", choices=("build", "dev", "test"), default="test")
     parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")

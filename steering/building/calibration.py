@@ -27,7 +27,8 @@ class DamageBound:
 
     log_probability: nats per token that the answers may be less likely under the unsteered model;
     distinct_2: share of the unsteered answers' distinct word pairs that must remain;
-    loss: share of the unsteered loss on neutral text by which it may rise;
+    loss: share of the unsteered loss on neutral text by which it may rise, or loss_nats per token where that
+    is more: of a model that is sure of nearly all, a share is nothing;
     accuracy: share of the questions that may be lost on balance, the same questions paired. Of 100 that is
     two, less than chance alone moves: it stops a fall, it measures none.
     """
@@ -36,6 +37,7 @@ class DamageBound:
     distinct_2: float = 0.9
     loss: float = 0.05
     accuracy: float = 0.02
+    loss_nats: float = 0.02
 
     def admits(self, steered: Outcome, unsteered: Outcome) -> bool:
         """Return whether the bound holds; both outcomes have fluency and damage."""
@@ -58,7 +60,7 @@ class DamageBound:
     def highest_loss(self, unsteered: Outcome) -> float:
         """Return the loss on neutral text up to which the bound holds."""
         assert unsteered.damage is not None
-        return unsteered.damage.loss * (1 + self.loss)
+        return unsteered.damage.loss + max(self.loss * unsteered.damage.loss, self.loss_nats)
 
     def rules_out(self, setting: "Setting", trial: "Trial", unsteered: Outcome) -> bool:
         """Return whether a smaller dose at the same blocks already raised the loss too far."""

@@ -102,7 +102,7 @@ def test_the_dose_is_stated_with_its_damage_and_its_safe_strengths(
     for cost in ("loss", "accuracy"):
         assert built.calibration[cost] == chosen[cost]
         assert built.calibration["unsteered"][cost] >= 0
-    strict = replace(OPTIONS, bound=DamageBound(100.0, 0.0, -1.0, 1.0))
+    strict = replace(OPTIONS, bound=DamageBound(100.0, 0.0, -1.0, 1.0, -1.0))
     with pytest.raises(InvalidPairs, match="damages the answers"):
         build(llama, pairs_path, strict)
 
