@@ -9,7 +9,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +66,7 @@ def environment(clone: Path, port: int) -> dict[str, str]:
     return {
         **kept,
         "PORT": str(port),
+        "VLM_PORT": str(free_port()),
         "XDG_CACHE_HOME": str(home / "cache"),
         "XDG_DATA_HOME": str(home / "data"),
         "PIP_CACHE_DIR": os.environ.get("PIP_CACHE_DIR", str(Path.home() / ".cache" / "pip")),
@@ -75,12 +76,18 @@ def environment(clone: Path, port: int) -> dict[str, str]:
 @contextmanager
 def served(command: str, clone: Path, variables: dict[str, str]) -> Iterator[None]:
     """Run a server's command until its address answers, and end it with the block."""
-    with (clone.parent / "serve.log").open("w+") as log:
+    port = variables["VLM_PORT" if "PORT=8001" in command else "PORT"]
+    with (clone.parent / f"serve-{port}.log").open("w+") as log:
         process = subprocess.Popen(
-            ["bash", "-c", command], cwd=clone, env=variables, stdout=log, stderr=log, start_new_session=True
+            ["bash", "-c", command.replace("PORT=8001", f"PORT={port}")],
+            cwd=clone,
+            env=variables,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
-            wait_until_ready(process, variables["PORT"], log.name)
+            wait_until_ready(process, port, log.name)
             yield
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -100,7 +107,8 @@ def wait_until_ready(process: subprocess.Popen[bytes], port: str, log: str) -> N
 
 
 def run(command: Command, clone: Path, variables: dict[str, str]) -> str:
-    text = command.text.replace(":8000", f":{variables['PORT']}")
+    ports = {":8000": variables["PORT"], ":8001": variables["VLM_PORT"]}
+    text = re.sub(":800[01]", lambda found: f":{ports[found[0]]}", command.text)
     program = ["bash", "-euo", "pipefail", "-c"] if command.language == "sh" else [".venv/bin/python", "-c"]
     done = subprocess.run(
         [*program, text], cwd=clone, env=variables, capture_output=True, text=True, timeout=1200, check=False
@@ -119,9 +127,11 @@ def test_the_readmes_commands_do_what_the_page_says(clone: Path) -> None:
     for command in page[: serving[0]]:
         run(command, clone, variables)
     outputs = []
-    with served(page[serving[0]].text, clone, variables):
-        for place, command in enumerate(page[serving[0] + 1 :], serving[0] + 1):
-            if place not in serving:
+    with ExitStack() as servers:
+        for place, command in enumerate(page[serving[0] :], serving[0]):
+            if place in serving:
+                servers.enter_context(served(command.text, clone, variables))
+            else:
                 outputs.append(run(command, clone, variables))
     lines = [line for output in outputs for line in output.splitlines()]
     answers = [json.loads(line) for line in lines if line.startswith("{") and '"chat.completion"' in line]
@@ -129,3 +139,6 @@ def test_the_readmes_commands_do_what_the_page_says(clone: Path) -> None:
     assert len(contents) >= 2
     assert len(set(contents)) == len(contents), "a steered answer is the unsteered one"
     assert any(answer.get("steering") for answer in answers)
+    seen = dict(line.split(": ", 1) for line in lines if line.startswith("shapes"))
+    assert seen["shapes"].startswith(seen["shapes:honest"])
+    assert seen["shapes"] != seen["shapes:honest"]
