@@ -131,6 +131,11 @@ def test_each_cost_alone_breaks_the_bound(steered: Outcome, admitted: bool) -> N
     assert DamageBound().admits(steered, outcome([0.0])) is admitted
 
 
+@pytest.mark.parametrize(("loss", "admitted"), [(0.019, True), (0.023, False)])
+def test_a_loss_near_nothing_may_rise_by_little_in_nats(loss: float, admitted: bool) -> None:
+    assert DamageBound().admits(outcome([9.0], loss=loss), outcome([0.0], loss=0.001)) is admitted
+
+
 @pytest.mark.parametrize(
     ("breaks_above", "breaks_below", "safe"),
     [

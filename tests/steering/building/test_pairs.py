@@ -12,8 +12,11 @@ import pytest
 from steering.building.building import refuse_overlap, split_pairs
 from steering.building.pairs import (
     LeftOut,
+    TokenisedPair,
+    TokenSequence,
     describe_left_out,
     leave_out_long,
+    parted,
     tokenise_pairs,
     tokenise_prompt,
 )
@@ -92,3 +95,16 @@ def test_too_few_pairs_are_refused_with_the_reasons_of_those_left_out(
         split_pairs(read_pairs(pairs_path), seed=0, with_test=False)
     assert "line 2 (an earlier line says the same)" in error.value.message
     assert "lines 3, 4 (both answers are the same)" in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("preferred", "dispreferred", "start"),
+    [((1, 2, 5), (1, 2, 6), 2), ((1, 2, 7, 5), (1, 2, 7, 6, 6), 3), ((1, 2, 7), (1, 2, 7, 8), 2)],
+)
+def test_a_prompt_goes_on_while_its_answers_agree_and_leaves_each_a_token(
+    preferred: tuple[int, ...], dispreferred: tuple[int, ...], start: int
+) -> None:
+    pair = TokenisedPair(TokenSequence(preferred, 2), TokenSequence(dispreferred, 2))
+    found = parted(pair)
+    assert found.preferred.start == found.dispreferred.start == start
+    assert (found.preferred.ids, found.dispreferred.ids) == (preferred, dispreferred)

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 import typer
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 from typer.testing import CliRunner
 
 from server.explain_cli import explain
-from steering.building.ablation import embed, embed_ablated, mean_embedding
+from steering.building.ablation import embed, embed_ablated, mean_embedding, standing_in
 from steering.building.activations import mean_activations
-from steering.building.attribution import AttributionOptions
+from steering.building.attribution import AttributionOptions, attribute_context
 from steering.building.building import BuildOptions, build_vectors
 from steering.building.generation import generate_answers, mean_log_probabilities
 from steering.building.grains_options import GrainsOptions
@@ -282,3 +284,25 @@ def test_explain_draws_the_prompts_scores_over_the_image(tmp_path: Path) -> None
     assert result.stdout.count(PIECE) == 4
     with Image.open(tmp_path / "o.png") as drawn:
         assert drawn.size == (SIDE, SIDE)
+
+
+def test_context_scores_a_piece_by_what_taking_it_out_does_to_the_answer(llava: LoadedModel) -> None:
+    pair = Pair(1, tuple(asked(7)), "yes it is", "no it is not")
+    sequence = tokenise_pair(llava, pair).preferred
+    baseline, direction = mean_embedding(llava), torch.randn(32, generator=torch.Generator().manual_seed(0))
+    absent = standing_in(llava, sequence.ids[: sequence.start], baseline)
+    ablations = AttributionOptions(method="ablation")
+    found = attribute_context(llava, sequence, 2, direction, absent, ablations)
+    place = pieces(sequence.ids)[1]
+    left = replace(sequence, ablated=(place,))
+    whole, without = mean_activations(llava, [sequence, left], baseline)[2] @ normalize(direction, dim=0)
+    assert float(found.scores[place]) == pytest.approx(float(whole - without), abs=1e-4)
+
+
+def test_context_takes_words_and_pieces_out_of_the_prompt_alone(llava: LoadedModel) -> None:
+    pairs = [Pair(n, tuple(asked(n)), "yes it is", "no it is not") for n in (1, 2, 3)]
+    contrast = Scorer(llava, pairs, GrainsOptions(reading="context", tokens=3, block=1)).contrast(0)
+    prompt = tokenise_pair(llava, pairs[0]).prompt
+    assert len(contrast.towards.scores) == len(prompt)
+    assert set(contrast.towards.taken + contrast.away.taken) <= set(range(1, len(prompt) - 1))
+    assert contrast.away.sequence.ids != contrast.towards.sequence.ids
