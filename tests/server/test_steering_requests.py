@@ -29,6 +29,7 @@ def test_an_object_steers_and_the_answer_proves_it(server: Running) -> None:
         "strength": 0.8,
         "layers": [1, 2, 3],
         "positions": "all",
+        "tokens": "all",
         "steered_tokens": answer["usage"]["prompt_tokens"] + 4,
     }
 
