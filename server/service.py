@@ -13,6 +13,7 @@ from server.translate import Translator
 from vector_store.store import VectorStore
 
 TRANSLATIONS = 2  # requests read at a time, beside the event loop
+PICTURES = 1  # of them with images, which take longer: words do not queue behind them
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class Service:
     translator: Translator
     fetcher: Fetcher
     translating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(TRANSLATIONS))
+    picturing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PICTURES))
 
 
 def service_of(request: Request) -> Service:

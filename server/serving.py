@@ -81,6 +81,8 @@ class Server(uvicorn.Server):
 def serve_forever(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises CannotServe."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    # It would log every address that an image is fetched from, signatures and all.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     with ending_cleanly(), bound(settings.host, settings.port) as listener:
         app = load_app(settings)
         engine = app.state.service.engine

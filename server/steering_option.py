@@ -89,13 +89,11 @@ class Resolver:
     def term(self, asked: AskedTerm) -> SteeringTerm:
         strength = self._strength(asked)
         profile = self._profile(asked)
-        return SteeringTerm(
-            profile.vectors,
-            strength,
-            layers_of(asked, profile),
-            asked.positions or profile.vectors.positions,
-            asked.tokens or profile.vectors.tokens,
-        )
+        positions = asked.positions or profile.vectors.positions
+        tokens = asked.tokens or profile.vectors.tokens
+        if (positions, tokens) == ("generated", "image"):
+            raise InvalidSteering("no generated token is a piece of an image", asked.at("tokens"))
+        return SteeringTerm(profile.vectors, strength, layers_of(asked, profile), positions, tokens)
 
     def _strength(self, asked: AskedTerm) -> float:
         strength = 1.0 if asked.strength is None else asked.strength

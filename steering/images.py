@@ -10,6 +10,8 @@ from PIL import Image, ImageOps
 from steering.errors import InvalidRequest
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+# Longer sides over shorter: processors scale the shorter one up, and a line of pixels becomes gigabytes.
+MOST_ELONGATED = 50
 SIXTEEN_BITS = ("I", "I;16", "I;16B", "I;16L")
 
 
@@ -37,7 +39,7 @@ def bytes_of(url: str, param: str) -> bytes:
 
 
 def decoded(raw: bytes, pixels: int, param: str) -> Image.Image:
-    """Return the image as upright RGB; its size is checked before a pixel is decoded.
+    """Return the image as upright RGB; its size and shape are checked before a pixel is decoded.
 
     Sixteen bits a channel become eight, transparency becomes white, CMYK and palettes become RGB. Raises
     InvalidImage: no image of a known format, broken, animated, or of more than so many pixels.
@@ -52,8 +54,14 @@ def decoded(raw: bytes, pixels: int, param: str) -> Image.Image:
         raise InvalidImage(f"not an image that can be read; send {', '.join(FORMATS)}", param) from None
     if size > pixels:
         raise InvalidImage(
-            f"the image is {image.size[0]} x {image.size[1]}, more than the {pixels} pixels that are left of "
-            "what a request may send; send a smaller one",
+            f"the image is {image.size[0]} x {image.size[1]}, more than the {pixels} pixels that are left "
+            "of the limit on all images together; take a smaller one",
+            param,
+        )
+    if max(image.size) > MOST_ELONGATED * min(image.size):
+        raise InvalidImage(
+            f"the image is {image.size[0]} x {image.size[1]}: "
+            f"a side may be {MOST_ELONGATED} times the other at most",
             param,
         )
     try:

@@ -62,6 +62,8 @@ class Pictured:
             made = self._processor(
                 text=[text], images=list(pictures), return_tensors="pt", add_special_tokens=False
             )
+        except MemoryError:
+            raise
         except Exception as error:
             # Families refuse in their own ways, an image of one pixel or of a strip among others.
             reason = f"the model's processor refuses these images: {error}"

@@ -27,6 +27,9 @@ MOST_FAILURES = 8
 HEADROOM = 64
 # How many times longer a piece of prefill may be while nobody waits for a next token.
 ALONE = 4
+# How many times shorter a piece of a prompt with images is while others decode: such prompts are long, and
+# a piece that takes as long as a step of decoding doubles the others' pauses, no more.
+WITH_IMAGES = 4
 
 Emit = Callable[[RunningRequest, TokenEvent | SteeringError], None]
 
@@ -137,7 +140,8 @@ class Batcher:
         if long and (self._long_is_next or not short):
             self._long_is_next = False
             request = self._slots[long[0]]
-            return [Piece(long[0], request, request.next_piece(limit))]
+            gentle = max(1, limit // WITH_IMAGES) if self._decoding and request.sees_images else limit
+            return [Piece(long[0], request, request.next_piece(gentle))]
         self._long_is_next = True
         return self._together(short, limit)
 

@@ -19,6 +19,7 @@ from server.disconnects import CLIENT_LEFT, ClientLeft, while_connected
 from server.generation import admit, chunked, close, collected, merged
 from server.metrics import Meter, metered
 from server.problems import BodyRefused, WrongContentType
+from server.prompts import placed_images
 from server.service import Service, service_of
 from server.sse import EventStream, framed_all
 from server.translate import Run
@@ -61,7 +62,8 @@ async def read_run(request: Request, service: Service) -> Run:
     # Few at a time: a body of megabytes takes seconds and hundreds of megabytes to tokenise.
     asked, addresses = await to_thread.run_sync(looked_into, body, service, limiter=service.translating)
     fetched = await service.fetcher.fetch_all(addresses)
-    return await to_thread.run_sync(translated, asked, request, service, fetched, limiter=service.translating)
+    limiter = service.picturing if has_images(asked) else service.translating
+    return await to_thread.run_sync(translated, asked, request, service, fetched, limiter=limiter)
 
 
 def refuse_query(query: QueryParams) -> None:
@@ -71,6 +73,10 @@ def refuse_query(query: QueryParams) -> None:
             raise InvalidSteering(
                 f"{quoted(name)} stands in the address; send 'steering' in the body", name[:200]
             )
+
+
+def has_images(asked: ChatRequest) -> bool:
+    return any(True for _ in placed_images(asked.messages))
 
 
 def looked_into(body: bytes, service: Service) -> tuple[ChatRequest, dict[str, str]]:

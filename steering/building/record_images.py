@@ -33,7 +33,9 @@ def images_of(where: str, fields: dict[str, Any], folder: Path) -> tuple[str, ..
     given = fields.get("images", fields.get("image"))
     found = [given] if isinstance(given, str) else given or []
     if not isinstance(found, list) or not all(isinstance(each, str) and each for each in found):
-        raise InvalidPairs(f"{where}: 'images' must be data URLs or paths")
+        raise InvalidPairs(f"{where}: 'image', or each of 'images', must be a data URL or a path")
+    if any(each.startswith(("http://", "https://")) for each in found):
+        raise InvalidPairs(f"{where}: a build fetches no images; save them beside the file, or use data URLs")
     return tuple(each if each.startswith("data:") else data_url(where, folder / each) for each in found)
 
 

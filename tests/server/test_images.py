@@ -8,6 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +23,7 @@ from server.engine.batcher import BatchLimits
 from server.engine.protocol import GenerationJob, SamplingParams
 from server.engine.transformers_engine import TransformersEngine
 from server.fetching import Fetcher
-from steering.images import InvalidImage
+from steering.images import InvalidImage, decoded
 from steering.loading import LoadedModel
 from steering.picturing import Pictured
 from steering.types import SteeringPlan, SteeringTerm
@@ -129,6 +130,30 @@ def test_image_tokens_that_are_not_there_cannot_be_steered(seeing: Seeing) -> No
     assert "hold no image" in refusal["message"]
 
 
+def test_image_tokens_are_never_generated(seeing: Seeing) -> None:
+    steering = {"profile": "calm", "tokens": "image", "positions": "generated"}
+    refusal = seeing.refusal(url_of(as_bytes(noise((9, 9), 1))), steering=steering)
+    assert (refusal["code"], refusal["param"]) == ("invalid_steering", "steering.tokens")
+
+
+def test_words_do_not_queue_behind_images_that_are_read(
+    seeing: Seeing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*asked: Any) -> Image.Image:
+        time.sleep(1.0)
+        return decoded(*asked)
+
+    monkeypatch.setattr("server.prompts.decoded", slowly)
+    url = url_of(as_bytes(noise((9, 9), 1)))
+    with ThreadPoolExecutor(3) as pool:
+        images = [pool.submit(seeing.post, url) for _ in range(3)]
+        time.sleep(0.2)
+        started = time.monotonic()
+        assert content(seeing.post(words="no image")) is not None
+        assert time.monotonic() - started < 0.8
+        assert len({content(image.result()) for image in images}) == 1
+
+
 def test_words_that_stand_for_an_image_are_refused(seeing: Seeing) -> None:
     refusal = seeing.refusal(words="look at this <image> here")
     assert (refusal["status"], refusal["param"]) == (400, "messages[0].content")
@@ -155,7 +180,7 @@ def rotated() -> bytes:
         as_bytes(Image.new("RGBA", (20, 20), (10, 20, 30, 40))),
         as_bytes(Image.new("P", (20, 20)), "GIF", transparency=0),
         as_bytes(Image.new("LA", (20, 20), (10, 40)), "WEBP"),
-        as_bytes(Image.new("RGB", (300, 1))),
+        as_bytes(Image.new("RGB", (100, 2))),
         rotated(),
     ],
     ids=["1x1", "CMYK", "16 bits", "1 bit", "RGBA", "palette", "grey with alpha", "strip", "rotated"],
@@ -199,6 +224,8 @@ def animated() -> bytes:
         (url_of(bomb(10_000, 9_000)), "pixels"),
         (url_of(as_bytes(Image.new("L", (400, 300)))), "400 x 300"),
         (url_of(animated(), "image/gif"), "animated"),
+        (url_of(as_bytes(Image.new("L", (30_000, 1)))), "a side may be 50 times"),
+        (url_of(as_bytes(Image.new("L", (1, 51)))), "a side may be 50 times"),
         (url_of(b"this is no image"), "not an image"),
         (url_of(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"), "not an image"),
         (url_of(as_bytes(Image.new("RGB", (9, 9)), "TIFF"), "image/tiff"), "not an image"),

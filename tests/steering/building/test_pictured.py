@@ -217,7 +217,8 @@ def test_the_digest_covers_the_images_beside_the_file(tmp_path: Path) -> None:
     [
         ({"image": "absent.png"}, "cannot be read"),
         ({"image": "data:image/png;base64,AAAA"}, "not an image"),
-        ({"images": [7]}, "must be data URLs or paths"),
+        ({"images": [7]}, "must be a data URL or a path"),
+        ({"image": "https://example.org/a.png"}, "fetches no images"),
         ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "a part must be"),
     ],
 )
