@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.config import Settings
-from server.engine.protocol import Engine, ModelCard
+from server.engine.protocol import Engine
 from server.fetching import Fetcher
 from server.metrics import Metrics
 from server.middleware import BodyLimit, Envelope, KeyCheck
@@ -24,7 +24,6 @@ from server.steering_option import Resolver
 from server.translate import Translator
 from steering.errors import SteeringError
 from steering.images import ImageLimits
-from steering.picturing import Pictured
 from vector_store.store import VectorStore
 
 MOST_BYTES, MOST_BYTES_WITH_IMAGES = 4 * 1024**2, 20 * 1024**2
@@ -61,24 +60,16 @@ def translator(settings: Settings, engine: Engine, store: VectorStore) -> Transl
     return Translator(
         engine.card,
         served_name(identity.id, settings.served_model_name),
-        Resolver(store, identity, settings.max_strength, engine.card.processor is not None),
+        Resolver(store, identity, settings.max_strength, engine.card.pictured is not None),
         most_choices=settings.max_batch_size + settings.max_waiting,
         most_characters=engine.card.context_length * longest_token(engine.card.tokenizer),
-        images=ImageLimits(settings.max_images, settings.max_image_pixels),
-        pictured=pictured(engine.card),
+        limits=ImageLimits(settings.max_images, settings.max_image_pixels),
     )
-
-
-def pictured(card: ModelCard) -> Pictured | None:
-    """Return what makes prompts of messages with images; None: the model takes none."""
-    if card.processor is None or card.image_token is None:
-        return None
-    return Pictured(card.processor, card.image_token)
 
 
 def body_limit(settings: Settings, engine: Engine) -> int:
     """Return the most bytes of a body: images take more than words."""
-    return settings.max_body_bytes or (MOST_BYTES_WITH_IMAGES if engine.card.processor else MOST_BYTES)
+    return settings.max_body_bytes or (MOST_BYTES_WITH_IMAGES if engine.card.pictured else MOST_BYTES)
 
 
 def running(engine: Engine) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -31,20 +31,18 @@ class BadSettings(Exception):
     """The settings cannot be used; the message says which and why."""
 
 
-def split_keys(value: Any) -> Any:
-    """Return the keys of a comma-separated string; one without any key is a mistake, not an open door."""
-    if not isinstance(value, str):
-        return value
-    keys = [key.strip() for key in value.split(",") if key.strip()]
-    if value and not keys:
-        raise ValueError("holds no key")
-    return keys
-
-
 def split_names(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return [name.strip() for name in value.split(",") if name.strip()]
+
+
+def split_keys(value: Any) -> Any:
+    """Return the keys of a comma-separated string; one without any key is a mistake, not an open door."""
+    keys = split_names(value)
+    if value and not keys:
+        raise ValueError("holds no key")
+    return keys
 
 
 def refuse_empty_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:

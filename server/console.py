@@ -1,7 +1,9 @@
 """How the commands that work for minutes show progress and end."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -16,7 +18,7 @@ from rich.progress import (
 from rich.progress import Progress as ProgressBar
 
 from steering.building.progress import Progress
-from steering.errors import SteeringError
+from steering.errors import InvalidRequest, SteeringError
 
 INTERRUPTED = 130
 COLUMNS = (
@@ -56,3 +58,18 @@ def shown(console: Console) -> Iterator[Progress]:
                 console.print(f"{stage}: {done} of {total} done")
 
         yield advance
+
+
+def refuse_unwritable(option: str, path: Path | None) -> None:
+    """Find out before minutes of work whether their result could be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InvalidRequest(f"{option} {path} cannot be written: it is a directory; name a file in it")
+    if not path.absolute().parent.is_dir():
+        raise InvalidRequest(f"{option} {path} cannot be written: there is no directory {path.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=path.absolute().parent):
+            pass
+    except OSError as error:
+        raise InvalidRequest(f"{option} {path} cannot be written: {error.strerror}") from error

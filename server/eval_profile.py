@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from platformdirs import user_cache_path
 from rich.console import Console
 from rich.table import Table
 
-from server.console import explained, shown
+from server.console import explained, refuse_unwritable, shown
 from server.judging import Judge, judge_strengths, judgement_rows, rates, read_template
 from server.profiles_cli import PIPED_WIDTH
 from steering.building.damage import measure_damage
@@ -100,7 +99,7 @@ def run_eval(request: EvalRequest) -> None:
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     with explained(console, "nothing was written"):
         strengths, judge = parse_strengths(request.strengths), read_judge(request.judge)
-        refuse_unwritable(request.output)
+        refuse_unwritable("--output", request.output)
         profile = open_store(request.store or default_root()).get(request.name, request.version)
         held_out = read_held_out(request, profile.manifest)
         if judge is not None:
@@ -139,19 +138,6 @@ def read_judge(request: JudgeRequest) -> Judge | None:
     if request.url is None or request.model is None or request.prompt is None:
         raise InvalidRequest("a judge needs all three of --judge-url, --judge-model and --judge-prompt")
     return Judge(request.url, request.model, read_template(request.prompt), request.api_key)
-
-
-def refuse_unwritable(output: Path | None) -> None:
-    """Find out before minutes of work whether their result could be written."""
-    if output is None:
-        return
-    if output.is_dir():
-        raise InvalidRequest(f"--output {output} is a directory; name a file in it")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise InvalidRequest(f"--output {output} cannot be written: {error.strerror}") from error
 
 
 def read_held_out(request: EvalRequest, manifest: Manifest) -> HeldOut:

@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from server.console import refuse_unwritable
 from steering.building.attribution import STEPS, AttributionOptions
 from steering.building.explaining import Explanation, explain_pair
 from steering.building.grains_options import GrainsOptions
 from steering.building.highlighting import HighlightedToken, ScoredTokens, colour, highlighted, visible
 from steering.building.overlay import overlay
 from steering.building.pairs import Pair, tokenise_pair
-from steering.building.pictured import MOST_PIXELS
+from steering.building.pictured import picture_of, urls_of
 from steering.building.readers import read_pairs
 from steering.building.token_heatmap import HeatmapPair, draw_pairs
 from steering.building.token_texts import PIECE
 from steering.errors import InvalidPairs, InvalidRequest, SteeringError
-from steering.images import bytes_of, decoded
 from steering.loading import LoadedModel, load_model
 
 PROMPT_TITLE = "blue: for the preferred answer over the dispreferred one; red: the other way round"
@@ -119,18 +119,11 @@ def pair_on_line(path: Path, line: int | None) -> Pair:
     raise InvalidRequest(f"{asked} of {path}{between}")
 
 
-def refuse_unwritable(option: str, path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InvalidRequest(f"{option} {path} cannot be written: there is no directory {path.parent}")
-    if path is not None and path.is_dir():
-        raise InvalidRequest(f"{option} {path} cannot be written: it is a directory; name a file")
-
-
 def image_of(pair: Pair) -> Image.Image:
-    urls = [url for message in pair.messages for url in message.get("images", ())]
+    urls = urls_of(pair.messages)
     if len(urls) != 1:
         raise InvalidRequest(f"--overlay draws over the pair's one image; this pair has {len(urls)}")
-    return decoded(bytes_of(urls[0], "image"), MOST_PIXELS, "image")
+    return picture_of(urls[0])
 
 
 def explain(loaded: LoadedModel, pair: Pair, steps: int) -> tuple[Explanation, ...]:

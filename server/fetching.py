@@ -32,9 +32,10 @@ class Fetcher:
     allowed: Callable[[str], bool] = is_public
 
     async def fetch_all(self, urls: Mapping[str, str]) -> dict[str, bytes]:
-        """Return the bytes behind each place's URL."""
-        fetched = await asyncio.gather(*(self.fetch(url, place) for place, url in urls.items()))
-        return dict(zip(urls, fetched, strict=True))
+        """Return the bytes behind each place's URL, data URLs left out."""
+        remote = {place: url for place, url in urls.items() if url[:5].lower() != "data:"}
+        fetched = await asyncio.gather(*(self.fetch(url, place) for place, url in remote.items()))
+        return dict(zip(remote, fetched, strict=True))
 
     async def fetch(self, url: str, param: str) -> bytes:
         parsed = self._checked(url, param)

@@ -1,15 +1,14 @@
 """Messages to token ids and images, through the model's chat template."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from PIL import Image
 
 from server.wire import ImagePart, Message
 from steering.errors import ContextLengthExceeded, InvalidRequest
 from steering.images import ImageLimits, InvalidImage, bytes_of, decoded
-from steering.picturing import Pictured, Prompt
+from steering.picturing import Pictured, Prompt, templated
 
 
 class UnsupportedImages(InvalidRequest):
@@ -34,22 +33,12 @@ def refuse_hopeless(messages: Sequence[Message], most_characters: int) -> None:
 
 def prompt_of(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
     """Return the token ids of the messages, ready for the assistant's answer."""
-    if not tokenizer.chat_template:
-        raise InvalidRequest("this model has no chat template, so it cannot chat", "messages")
-    text = rendered(messages, tokenizer)
+    conversation = [as_template_reads(message) for message in messages]
+    text = templated(conversation, tokenizer)
     prompt = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not prompt:
         raise InvalidRequest("the chat template makes an empty prompt of these messages", "messages")
     return prompt
-
-
-def rendered(messages: Sequence[Message], tokenizer: Any) -> str:
-    conversation = [as_template_reads(message) for message in messages]
-    try:
-        return str(tokenizer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        reason = f"the model's chat template refuses these messages: {error}"
-        raise InvalidRequest(reason[:500], "messages") from error
 
 
 def as_template_reads(message: Message) -> dict[str, Any]:
@@ -67,13 +56,12 @@ def placed_images(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
                 yield f"messages[{index}].content[{number}].image_url.url", part.image_url.url
 
 
-def refuse_images(messages: Sequence[Message]) -> None:
-    for place, _ in placed_images(messages):
+def refuse_images(places: Iterable[str]) -> None:
+    for place in places:
         raise UnsupportedImages("this model takes no images", place.removesuffix(".url"))
 
 
-def refuse_many(messages: Sequence[Message], limits: ImageLimits) -> None:
-    places = [place for place, _ in placed_images(messages)]
+def refuse_many(places: Sequence[str], limits: ImageLimits) -> None:
     if len(places) > limits.count:
         raise InvalidImage(
             f"there are {len(places)} images; this server reads {limits.count} at most in a request",
@@ -82,13 +70,13 @@ def refuse_many(messages: Sequence[Message], limits: ImageLimits) -> None:
 
 
 def pictured_prompt(
-    messages: Sequence[Message], pictured: Pictured, limits: ImageLimits, fetched: Mapping[str, bytes]
+    messages: Sequence[Message], pictured: Pictured, limits: ImageLimits, images: Mapping[str, str | bytes]
 ) -> Prompt:
-    """Return token ids and images; fetched: the bytes of images that are not data URLs, by their places."""
+    """Return token ids and images; images: by their places, each as a data URL or as bytes."""
     pictures: list[Image.Image] = []
     room = limits.pixels
-    for place, url in placed_images(messages):
-        raw = fetched[place] if place in fetched else bytes_of(url, place)
+    for place, image in images.items():
+        raw = bytes_of(image, place) if isinstance(image, str) else image
         picture = decoded(raw, room, place)
         room -= picture.width * picture.height
         pictures.append(picture)

@@ -26,7 +26,7 @@ from server.steering_option import (
 from server.wire import ChatRequest
 from steering.errors import ContextLengthExceeded, InvalidRequest, InvalidSteering
 from steering.images import ImageLimits
-from steering.picturing import Pictured, Prompt
+from steering.picturing import Prompt
 from steering.types import SteeringPlan
 from steering.vision import ImageInputs
 
@@ -63,37 +63,36 @@ class Translator:
     resolver: Resolver
     most_choices: int
     most_characters: int
-    images: ImageLimits
-    pictured: Pictured | None = None
+    limits: ImageLimits
 
-    def addresses_of(self, request: ChatRequest) -> dict[str, str]:
-        """Return the URLs of the images that must be fetched first, by their places in the body."""
-        if self.pictured is None:
-            refuse_images(request.messages)
-        refuse_many(request.messages, self.images)
-        places = placed_images(request.messages)
-        return {place: url for place, url in places if url[:5].lower() != "data:"}
+    def images_of(self, request: ChatRequest) -> dict[str, str]:
+        """Return the URLs of the request's images by their places in the body."""
+        images = dict(placed_images(request.messages))
+        if self.card.pictured is None:
+            refuse_images(images)
+        refuse_many(list(images), self.limits)
+        return images
 
     def run_of(
         self,
         request: ChatRequest,
         headers: Headers,
-        fetched: Mapping[str, bytes],
+        images: Mapping[str, str | bytes],
         run_id: str,
         created: int,
     ) -> Run:
         """Return the run that the request asks for; whatever is wrong with it is raised here.
 
-        fetched: what was found behind addresses_of(request).
+        images: those of images_of(request), the ones that were fetched as bytes.
         """
         check_combinations(request)
         self._check_size(request)
         plan = self.plan_of(request, headers)
-        prompt, images = self._prompt_of(request, fetched)
-        refuse_without_images(plan, images)
+        prompt, inputs = self._prompt_of(request, images)
+        refuse_without_images(plan, inputs)
         sampling = sampling_of(request, len(prompt), self.card)
         jobs = tuple(
-            GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, images)
+            GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, inputs)
             for index in range(request.n or 1)
         )
         return Run(
@@ -106,10 +105,10 @@ class Translator:
             include_usage=bool(request.stream_options and request.stream_options.include_usage),
         )
 
-    def _prompt_of(self, request: ChatRequest, fetched: Mapping[str, bytes]) -> Prompt:
-        if self.pictured is None:
+    def _prompt_of(self, request: ChatRequest, images: Mapping[str, str | bytes]) -> Prompt:
+        if self.card.pictured is None:
             return prompt_of(request.messages, self.card.tokenizer), None
-        return pictured_prompt(request.messages, self.pictured, self.images, fetched)
+        return pictured_prompt(request.messages, self.card.pictured, self.limits, images)
 
     def _check_size(self, request: ChatRequest) -> None:
         if request.n is not None and request.n > self.most_choices:

@@ -18,11 +18,14 @@ class ImageTokens:
     def __init__(self) -> None:
         self.prompts: dict[str, tuple[int, ...]] = {}
         self._features: list[Tensor] = []
+        self._total: Tensor | None = None
 
     def add(self, features: Tensor) -> tuple[int, ...]:
         """Return new ids for features [pieces, hidden_size]."""
         first = FIRST + len(self._features)
         self._features += features.detach().unbind(0)
+        total = features.detach().double().sum(0)
+        self._total = total if self._total is None else self._total + total
         return tuple(range(first, FIRST + len(self._features)))
 
     def of(self, ids: Sequence[int]) -> Tensor:
@@ -31,7 +34,8 @@ class ImageTokens:
 
     def mean(self) -> Tensor:
         """Return the mean of all features: the piece of an image that says nothing."""
-        return torch.stack(self._features).float().mean(0)
+        assert self._total is not None
+        return (self._total / len(self._features)).float()
 
 
 def is_piece(token: int) -> bool:

@@ -1,6 +1,7 @@
 """Messages with images to a prompt, through a vision-language model's chat template and processor."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
@@ -30,24 +31,14 @@ class Pictured:
         self._placeholders = {self.placeholder, str(processor.tokenizer.convert_ids_to_tokens(image_token))}
         self._takes_parts = self._renders_parts()
 
-    def render(self, conversation: Conversation, generate: bool = True) -> str:
+    def render(self, conversation: Conversation) -> str:
         """Return the conversation's text; each content is a list of text and image parts, as templates read.
 
         Raises InvalidRequest where the template refuses, or a text holds what stands for an image.
         """
-        if not self._template:
-            raise InvalidRequest("this model has no chat template, so it cannot chat", "messages")
         self._refuse_placeholders(conversation)
         messages = conversation if self._takes_parts else [self._as_string(each) for each in conversation]
-        try:
-            return str(
-                self._processor.tokenizer.apply_chat_template(
-                    messages, chat_template=self._template, tokenize=False, add_generation_prompt=generate
-                )
-            )
-        except TemplateError as error:
-            reason = f"the model's chat template refuses these messages: {error}"
-            raise InvalidRequest(reason[:500], "messages") from error
+        return templated(messages, self._processor.tokenizer, self._template)
 
     def prompt(self, text: str, pictures: Sequence[Image.Image]) -> Prompt:
         """Return token ids, and the images' tensors, of a rendered conversation."""
@@ -99,13 +90,37 @@ class Pictured:
         return PROBE in text and self.placeholder in text and "'type'" not in text
 
 
+def templated(conversation: Conversation, tokenizer: Any, template: str | None = None) -> str:
+    """Return the conversation's text up to where the answer begins, or raise InvalidRequest.
+
+    template: None: the tokenizer's own.
+    """
+    if not (template or tokenizer.chat_template):
+        raise InvalidRequest("this model has no chat template, so it cannot chat", "messages")
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        )
+    except TemplateError as error:
+        reason = f"the model's chat template refuses these messages: {error}"
+        raise InvalidRequest(reason[:500], "messages") from error
+
+
+@lru_cache(maxsize=4)
+def pictured_of(loaded: LoadedModel) -> Pictured:
+    """Return what makes prompts for a model that takes images; one for each model."""
+    assert loaded.image_token is not None
+    return Pictured(loaded.processor, loaded.image_token)
+
+
 def try_images(loaded: LoadedModel) -> None:
     """Send an image through the processor and the vision tower; raises ModelUnavailable where one fails."""
     transformers_logging.set_verbosity_error()
     parts = [{"type": "image"}, {"type": "text", "text": PROBE}]
     try:
-        assert loaded.image_token is not None
-        pictured = Pictured(loaded.processor, loaded.image_token)
+        pictured = pictured_of(loaded)
         prompt, images = pictured.prompt(
             pictured.render([{"role": "user", "content": parts}]), [Image.new("RGB", (64, 48), "gray")]
         )

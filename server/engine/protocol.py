@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from steering.picturing import Pictured
 from steering.types import ModelIdentity, SteeringPlan
 from steering.vision import ImageInputs
 
@@ -98,8 +99,7 @@ class ModelCard:
     """The served model as the server sees it.
 
     tokenizer: a transformers tokenizer; context_length: prompt and completion together, in tokens.
-    processor: a vision-language model's, None: it takes no images; image_token: what stands for an
-    image's pieces.
+    pictured: what makes prompts of messages with images, None: the model takes none.
     """
 
     identity: ModelIdentity
@@ -108,8 +108,7 @@ class ModelCard:
     vocabulary_size: int
     device: str
     dtype: str
-    processor: Any = None
-    image_token: int | None = None
+    pictured: Pictured | None = None
 
 
 class Engine(Protocol):

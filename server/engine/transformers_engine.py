@@ -27,7 +27,7 @@ from server.engine.tickets import Result, Results, Ticket, put_all
 from steering.errors import EngineOverloaded, EngineUnavailable, SteeringError
 from steering.hooks import steered
 from steering.loading import LoadedModel, load_model
-from steering.picturing import try_images
+from steering.picturing import pictured_of, try_images
 from steering.vision import opened
 
 logger = logging.getLogger(__name__)
@@ -214,8 +214,7 @@ def card_of(loaded: LoadedModel, context: int) -> ModelCard:
         vocabulary_size=loaded.vocabulary_size,
         device=str(loaded.device),
         dtype=str(loaded.model.dtype).removeprefix("torch."),
-        processor=loaded.processor,
-        image_token=loaded.image_token,
+        pictured=pictured_of(loaded) if loaded.processor is not None else None,
     )
 
 

@@ -19,7 +19,6 @@ from server.disconnects import CLIENT_LEFT, ClientLeft, while_connected
 from server.generation import admit, chunked, close, collected, merged
 from server.metrics import Meter, metered
 from server.problems import BodyRefused, WrongContentType
-from server.prompts import placed_images
 from server.service import Service, service_of
 from server.sse import EventStream, framed_all
 from server.translate import Run
@@ -60,10 +59,10 @@ async def read_run(request: Request, service: Service) -> Run:
     refuse_query(request.query_params)
     body = await request.body()
     # Few at a time: a body of megabytes takes seconds and hundreds of megabytes to tokenise.
-    asked, addresses = await to_thread.run_sync(looked_into, body, service, limiter=service.translating)
-    fetched = await service.fetcher.fetch_all(addresses)
-    limiter = service.picturing if has_images(asked) else service.translating
-    return await to_thread.run_sync(translated, asked, request, service, fetched, limiter=limiter)
+    asked, urls = await to_thread.run_sync(looked_into, body, service, limiter=service.translating)
+    images: dict[str, str | bytes] = {**urls, **await service.fetcher.fetch_all(urls)}
+    limiter = service.picturing if images else service.translating
+    return await to_thread.run_sync(translated, asked, request, service, images, limiter=limiter)
 
 
 def refuse_query(query: QueryParams) -> None:
@@ -75,19 +74,17 @@ def refuse_query(query: QueryParams) -> None:
             )
 
 
-def has_images(asked: ChatRequest) -> bool:
-    return any(True for _ in placed_images(asked.messages))
-
-
 def looked_into(body: bytes, service: Service) -> tuple[ChatRequest, dict[str, str]]:
-    """Return the request, and the addresses of images that it names."""
+    """Return the request, and the URLs of its images."""
     asked = parsed(body)
-    return asked, service.translator.addresses_of(asked)
+    return asked, service.translator.images_of(asked)
 
 
-def translated(asked: ChatRequest, request: Request, service: Service, fetched: Mapping[str, bytes]) -> Run:
+def translated(
+    asked: ChatRequest, request: Request, service: Service, images: Mapping[str, str | bytes]
+) -> Run:
     run_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return service.translator.run_of(asked, request.headers, fetched, run_id, int(time.time()))
+    return service.translator.run_of(asked, request.headers, images, run_id, int(time.time()))
 
 
 def parsed(body: bytes) -> ChatRequest:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from steering.building.pictured import rendered_with_images, tokenise_pictured
+from steering.building.pictured import rendered_with_images, tokenise_pictured, urls_of
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 
@@ -137,7 +137,7 @@ def tokenise_prompt(loaded: LoadedModel, messages: Sequence[Message]) -> tuple[i
     A tokenizer without a template gets the messages' contents, one a line.
     Raises InvalidPairs where the template refuses the messages, as some do with a system's.
     """
-    if any(message.get("images") for message in messages):
+    if urls_of(messages):
         return tokenise_pictured(loaded, messages)
     if loaded.processor is None and loaded.tokenizer.chat_template is None:
         text = "".join(message["content"] + "\n" for message in messages)
@@ -152,7 +152,7 @@ def tokenise_demonstration(
 
     Raises InvalidPairs where the chat template changes an earlier turn of the assistant.
     """
-    if any(message.get("images") for message in (*shown.messages, *asked.messages)):
+    if urls_of((*shown.messages, *asked.messages)):
         raise InvalidPairs("the reading 'demonstration' takes pairs without images; use another --reading")
     head = tokenise_prompt(loaded, shown.messages)
     example = tokenise_text(loaded, answer)

@@ -1,17 +1,17 @@
 """Conversations with images as token ids: the vision tower sees each once, its features become ids."""
 
 import json
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 import torch
+from PIL import Image
 
 from steering.errors import InvalidPairs, InvalidRequest
 from steering.images import bytes_of, decoded
 from steering.loading import LoadedModel
-from steering.picturing import Pictured
+from steering.picturing import pictured_of
 from steering.vision import ImageInputs, JoinedPrompt, opened
 
 MOST_PIXELS = 32_000_000
@@ -29,11 +29,20 @@ def tokenise_pictured(loaded: LoadedModel, messages: Sequence[Mapping[str, Any]]
     return known[told]
 
 
+def urls_of(messages: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the images of a conversation, in order."""
+    return [url for message in messages for url in message.get("images", ())]
+
+
+def picture_of(url: str) -> Image.Image:
+    """Return the pixels of a data URL; raises InvalidImage."""
+    return decoded(bytes_of(url, "image"), MOST_PIXELS, "image")
+
+
 def seen(loaded: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     if loaded.processor is None:
         raise InvalidPairs(f"there are images, and {loaded.identity.id} takes none; name another --model")
-    urls = [url for message in messages for url in message.get("images", ())]
-    pictures = [decoded(bytes_of(url, "images"), MOST_PIXELS, "images") for url in urls]
+    pictures = [picture_of(url) for url in urls_of(messages)]
     prompt, images = pictured_of(loaded).prompt(rendered_with_images(loaded, messages), pictures)
     assert images is not None
     with opened(loaded) as door, torch.no_grad():
@@ -75,9 +84,3 @@ def rendered_with_images(loaded: LoadedModel, messages: Sequence[Mapping[str, An
         return pictured_of(loaded).render(conversation)
     except InvalidRequest as error:
         raise InvalidPairs(f"{messages[-1]['content'][:100]!r}: {error.message}") from error
-
-
-@lru_cache(maxsize=4)
-def pictured_of(loaded: LoadedModel) -> Pictured:
-    assert loaded.image_token is not None
-    return Pictured(loaded.processor, loaded.image_token)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from steering.building.pairs import Message, Pair
-from steering.building.pictured import MOST_PIXELS
+from steering.building.pictured import picture_of, urls_of
 from steering.errors import InvalidPairs
-from steering.images import InvalidImage, bytes_of, decoded
+from steering.images import InvalidImage
 
 
 def parts_of(where: str, key: str, parts: list[Any]) -> tuple[str, list[str]]:
@@ -52,14 +52,10 @@ def with_images(where: str, messages: tuple[Message, ...], images: tuple[str, ..
     told = (*before, {**last, "images": (*images, *last.get("images", ()))}) if images else messages
     for url in urls_of(told):
         try:
-            decoded(bytes_of(url, "image"), MOST_PIXELS, "image")
+            picture_of(url)
         except InvalidImage as error:
             raise InvalidPairs(f"{where}: {error.message}") from error
     return told
-
-
-def urls_of(messages: Iterable[Message]) -> list[str]:
-    return [url for message in messages for url in message.get("images", ())]
 
 
 def digest_of(content: bytes, pairs: Iterable[Pair]) -> str:

@@ -11,9 +11,8 @@ from jinja2 import ChainableUndefined, Environment, PackageLoader
 
 from steering.building.highlighting import AGAINST, TOWARDS, highlighted, scored_answers
 from steering.building.overlay import overlay
-from steering.building.pictured import MOST_PIXELS
+from steering.building.pictured import picture_of
 from steering.building.reporting import shortcomings
-from steering.images import bytes_of, decoded
 
 Record = Mapping[str, Any]
 
@@ -199,8 +198,7 @@ def overlay_address(image: Record | None) -> str | None:
     """Return the pieces' scores over their image as a data URI, None where there is nothing to draw."""
     if image is None:
         return None
-    picture = decoded(bytes_of(image["url"], "image"), MOST_PIXELS, "image")
-    drawn = overlay(picture, image["scores"], image["ablated"])
+    drawn = overlay(picture_of(image["url"]), image["scores"], image["ablated"])
     return f"data:image/png;base64,{b64encode(drawn).decode()}" if drawn else None
 
 

@@ -25,6 +25,7 @@ from steering.building.attribution import (
 from steering.building.contrastive_gradient import contrastive_gradients
 from steering.building.grains_options import SCORED_DEPTH, GrainsOptions
 from steering.building.pairs import Pair, TokenSequence, parted, tokenise_demonstration, tokenise_pairs
+from steering.building.pictured import urls_of
 from steering.building.progress import Progress, silent
 from steering.building.token_texts import token_texts
 from steering.image_tokens import pieces
@@ -156,41 +157,28 @@ class Scorer:
 
     def by_context(self, number: int) -> Contrast:
         """Take out of the prompt the tokens that most turn each answer along the mean gradient."""
+        return self._by_turning(number, lambda: self._gradients, of_prompt=True)
+
+    def _by_turning(self, number: int, directions: Callable[[], Tensor], of_prompt: bool = False) -> Contrast:
+        """Take out tokens, the answer's or the prompt's, that turn most along the other pairs' directions."""
+        attribute = attribute_context if of_prompt else attribute_direction
 
         def scored(sequence: TokenSequence, sign: float) -> Scored:
-            prompt = sequence.ids[: sequence.start]
+            first, last = (0, sequence.start) if of_prompt else (sequence.start, len(sequence.ids))
+            tokens = sequence.ids[first:last]
             found = self._found(
-                prompt,
-                lambda: attribute_context(
-                    self._loaded,
-                    sequence,
-                    self._block,
-                    self._gradients.sum(0) - self._gradients[number],
-                    self._standing_in(prompt),
-                    self._options.attribution,
-                ),
-            )
-            return self._scored(sequence, 0, found, ablatable(self._loaded, prompt), sign)
-
-        pair = self._tokenised[number]
-        return Contrast(scored(pair.preferred, 1.0), scored(pair.dispreferred, -1.0))
-
-    def _by_turning(self, number: int, directions: Callable[[], Tensor]) -> Contrast:
-        """Take out the tokens that turn most along the sum of the other pairs' directions."""
-
-        def scored(sequence: TokenSequence, sign: float) -> Scored:
-            found = self._found(
-                sequence.ids[sequence.start :],
-                lambda: attribute_direction(
+                tokens,
+                lambda: attribute(
                     self._loaded,
                     sequence,
                     self._block,
                     directions().sum(0) - directions()[number],
-                    self._baseline,
+                    self._standing_in(tokens),
                     self._options.attribution,
                 ),
             )
-            return self._scored(sequence, sequence.start, found, range(len(found.scores)), sign)
+            candidates = ablatable(self._loaded, tokens) if of_prompt else range(len(tokens))
+            return self._scored(sequence, first, found, candidates, sign)
 
         pair = self._tokenised[number]
         return Contrast(scored(pair.preferred, 1.0), scored(pair.dispreferred, -1.0))
@@ -263,7 +251,7 @@ def told(loaded: LoadedModel, pair: Pair, contrast: Contrast, adds_up: bool = Tr
 
 def told_image(pair: Pair, scored: Scored) -> dict[str, Any]:
     """Return the image of a pair that has one, with its pieces' scores and those that were taken out."""
-    urls = [url for message in pair.messages for url in message.get("images", ())]
+    urls = urls_of(pair.messages)
     seen = [place for place in pieces(scored.sequence.ids) if place >= scored.first]
     if len(urls) != 1 or not seen:
         return {}
