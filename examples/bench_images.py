@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import torch
 from platformdirs import user_cache_path
@@ -53,8 +53,8 @@ async def measure(loaded: LoadedModel, rounds: int) -> None:
             quiet.append(await pauses(engine, number, images=0))
             beside.append(await pauses(engine, number, images=2))
         for name, found in (("quiet", quiet), ("beside two images", beside)):
-            middle, late = (median(each[i] for each in found) * 1000 for i in (0, 1))
-            print(f"pause between a text request's tokens, {name}: {middle:.0f} ms, 95% {late:.0f} ms")
+            average, late = (median(each[i] for each in found) * 1000 for i in (0, 1))
+            print(f"pause between a text request's tokens, {name}: {average:.0f} ms, 95% {late:.0f} ms")
         rates: dict[bool, list[float]] = {False: [], True: []}
         for number in range(rounds):
             for steered in (False, True):
@@ -65,7 +65,7 @@ async def measure(loaded: LoadedModel, rounds: int) -> None:
 
 
 async def pauses(engine: TransformersEngine, number: int, images: int) -> tuple[float, float]:
-    """Return the median and the 95th percentile of the pauses of four text requests, in seconds.
+    """Return the mean and the 95th percentile of the pauses of four text requests, in seconds.
 
     Beside images, only pauses that overlap the images' prefill, from their arrival to their first token.
     """
@@ -92,7 +92,7 @@ async def pauses(engine: TransformersEngine, number: int, images: int) -> tuple[
         for earlier, later in found
         if not images or any(earlier < end and later > begin for begin, end in spans)
     ]
-    return median(inside), sorted(inside)[int(0.95 * len(inside))]
+    return mean(inside), sorted(inside)[int(0.95 * len(inside))]
 
 
 async def throughput(engine: TransformersEngine, loaded: LoadedModel, number: int, steered: bool) -> float:

@@ -27,8 +27,8 @@ MOST_FAILURES = 8
 HEADROOM = 64
 # How many times longer a piece of prefill may be while nobody waits for a next token.
 ALONE = 4
-# How many times shorter a piece of a prompt with images is while others decode: such prompts are long, and
-# a piece that takes as long as a step of decoding doubles the others' pauses, no more.
+# How many times shorter a piece of a prompt with images is while others decode. Such prompts are long and
+# take passes of their own, in every second step only, so that the others' pauses at most double on average.
 WITH_IMAGES = 4
 
 Emit = Callable[[RunningRequest, TokenEvent | SteeringError], None]
@@ -72,6 +72,7 @@ class Batcher:
         self._slots: list[RunningRequest] = []
         self._decoding = 0
         self._long_is_next = True
+        self._saw_images = False
         self._failures = 0
 
     @property
@@ -99,7 +100,10 @@ class Batcher:
         self._admit()
         self._make_room()
         if self._decoding < len(self._slots):
-            self._run(self._next_prefill())
+            pieces = self._next_prefill()
+            self._saw_images = any(piece.request.sees_images for piece in pieces)
+            if pieces:
+                self._run(pieces)
         if self._decoding:
             self._run([Piece(slot, request, 1) for slot, request in enumerate(self._slots[: self._decoding])])
         if self.idle:
@@ -132,9 +136,13 @@ class Batcher:
         return min(self._limits.context, 1 + max(len(request.tokens) for request in self._slots))
 
     def _next_prefill(self) -> list[Piece]:
-        """Return the next piece: of a long prompt, or several short ones whole; in turn where both wait."""
+        """Return the next piece: of a long prompt, or several short ones whole; in turn where both wait.
+
+        Empty if all that wait have images and let this step be.
+        """
         limit = self._limits.prefill * (1 if self._decoding else ALONE)
-        order = sorted(range(self._decoding, len(self._slots)), key=lambda slot: self._slots[slot].number)
+        prefilling = [slot for slot in range(self._decoding, len(self._slots)) if not self._rests(slot)]
+        order = sorted(prefilling, key=lambda slot: self._slots[slot].number)
         long = [slot for slot in order if self._alone(self._slots[slot], limit)]
         short = [slot for slot in order if slot not in long]
         if long and (self._long_is_next or not short):
@@ -144,6 +152,10 @@ class Batcher:
             return [Piece(long[0], request, request.next_piece(gentle))]
         self._long_is_next = True
         return self._together(short, limit)
+
+    def _rests(self, slot: int) -> bool:
+        """Whether a prompt with images leaves this step to those that decode."""
+        return self._saw_images and self._decoding > 0 and self._slots[slot].sees_images
 
     def _alone(self, request: RunningRequest, limit: int) -> bool:
         return request.computed > 0 or request.pending > limit or request.sees_images
