@@ -72,7 +72,8 @@ def run_explain(request: ExplainRequest) -> None:
         if request.png is not None:
             save_png(request.png, pair, parts)
         if request.overlay is not None and image is not None:
-            save_overlay(request.overlay, image, parts[0])
+            columns = loaded.image_tokens.columns(tokenise_pair(loaded, pair).prompt)
+            save_overlay(request.overlay, image, parts[0], columns)
     except SteeringError as error:
         typer.echo(f"error: {error.message}", err=True)
         raise typer.Exit(1) from error
@@ -215,13 +216,14 @@ def save_png(path: Path, pair: Pair, parts: Sequence[Explanation]) -> None:
     write_picture("--png", path, draw_pairs(groups, "Which tokens speak for their answer"))
 
 
-def save_overlay(path: Path, image: Image.Image, prompt: Explanation) -> None:
-    """Draw the scores of the prompt's image pieces over the image."""
+def save_overlay(path: Path, image: Image.Image, prompt: Explanation, columns: int | None) -> None:
+    """Draw the scores of the prompt's image pieces over the image; columns: of their grid, if it tells."""
     seen = [place for place, text in enumerate(prompt.scored.tokens) if text == PIECE]
     scores = [prompt.scored.scores[place] for place in seen]
-    drawn = overlay(image, scores, {seen.index(place) for place in prompt.scored.ablated if place in seen})
+    taken = {seen.index(place) for place in prompt.scored.ablated if place in seen}
+    drawn = overlay(image, scores, taken, columns)
     if drawn is None:
-        raise InvalidRequest(f"--overlay needs a square grid of pieces; this model makes {len(seen)}")
+        raise InvalidRequest(f"--overlay needs a grid of pieces; this model makes {len(seen)}")
     write_picture("--overlay", path, drawn)
 
 

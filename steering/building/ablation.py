@@ -1,4 +1,8 @@
-"""Which tokens are taken out of a sequence, and what stands in their place."""
+"""Which tokens are taken out of a sequence, and what stands in their place.
+
+Rows here are embeddings; where a family's inner blocks add rows to the pieces of images, those follow, so
+that they are taken out, moved and attributed with the piece that they belong to. A word has zeros there.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from steering.building.layout import widened
 from steering.building.pairs import TokenSequence
 from steering.image_tokens import is_piece, pieces
 from steering.loading import LoadedModel
@@ -25,43 +30,50 @@ def strongest(scores: Tensor, candidates: Sequence[int], count: int) -> list[int
 
 
 def embed(loaded: LoadedModel, ids: Sequence[int]) -> Tensor:
-    """Return the input embeddings [length, hidden_size] as the first block receives them."""
+    """Return the input embeddings [length, hidden_size] as the first block receives them.
+
+    With pieces of images, of a family whose inner blocks add rows to them: wider by those.
+    """
     table = loaded.model.get_input_embeddings()
     seen = pieces(ids)
     with torch.no_grad():
         words = [0 if is_piece(token) else token for token in ids]
         embeddings: Tensor = table(torch.tensor(words, device=loaded.device))
         if seen:
-            embeddings[seen] = loaded.image_tokens.of([ids[place] for place in seen]).to(embeddings)
+            features = loaded.image_tokens.of([ids[place] for place in seen])
+            embeddings = widened(embeddings, features.shape[-1])
+            embeddings[seen] = features.to(embeddings)
     return embeddings
 
 
 def standing_in(loaded: LoadedModel, ids: Sequence[int], baseline: Tensor) -> Tensor:
-    """Return what says nothing in each token's place, [length, hidden_size].
+    """Return what says nothing in each token's place, as wide as `embed`.
 
-    baseline [hidden_size] for a word, the mean of all pieces for a piece of an image.
+    baseline [hidden_size] for a word, the mean of all pieces for a piece of an image: also of the rows that
+    inner blocks add, since they too tell of the piece. It keeps its position, and sees what it saw.
     """
     found = baseline.expand(len(ids), -1)
     seen = pieces(ids)
     if seen:
-        found = found.clone()
-        found[seen] = loaded.image_tokens.mean().to(found)
+        piece = loaded.image_tokens.mean().to(found)
+        found = widened(found, len(piece)).clone()
+        found[seen] = piece
     return found
 
 
 def embed_ablated(loaded: LoadedModel, sequence: TokenSequence, baseline: Tensor | None) -> Tensor:
-    """Return embeddings [length, hidden_size] with the baseline [hidden_size] at the ablated positions.
+    """Return the embeddings with the baseline [hidden_size] at the ablated positions.
 
-    A piece of an image gives way to the mean of all pieces.
+    A piece of an image gives way to the mean of all pieces, see standing_in.
     None: they keep their own, and nothing attends to them; see steering.building.activations.
     """
     embeddings = embed(loaded, sequence.ids)
     if not sequence.ablated or baseline is None:
         return embeddings
-    embeddings = embeddings.clone()
     places = list(sequence.ablated)
     fills = standing_in(loaded, [sequence.ids[place] for place in places], baseline)
-    embeddings[places] = fills.to(embeddings)
+    embeddings = embeddings.clone()
+    embeddings[places] = widened(fills, embeddings.shape[-1]).to(embeddings)
     return embeddings
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steering.building.ablation import embed_ablated
+from steering.building.layout import Layout, side_by_side
 from steering.building.pairs import TokenSequence
 from steering.building.progress import Progress, silent, tracked
 from steering.loading import LoadedModel
@@ -93,10 +94,11 @@ def run_watched(
 ) -> None:
     """Run the batch, padded on the right, and show each block's output to the watcher."""
     embeddings = [embed_ablated(loaded, sequence, baseline) for sequence in batch]
-    inputs = nn.utils.rnn.pad_sequence(embeddings, batch_first=True)
+    inputs = nn.utils.rnn.pad_sequence(side_by_side(embeddings), batch_first=True)
     places = torch.arange(inputs.shape[1], device=loaded.device)
     attention = (places < lengths(loaded, batch)[:, None]) & ~hidden_mask(loaded, batch, baseline)
-    with torch.no_grad(), watching(loaded.blocks, watcher):
+    layout = Layout(loaded, [sequence.ids for sequence in batch], attention)
+    with torch.no_grad(), watching(loaded.blocks, watcher), layout.passing():
         loaded.model.get_decoder()(inputs_embeds=inputs, attention_mask=attention.long(), use_cache=False)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from steering.building.ablation import embed
+from steering.building.layout import widened
 from steering.building.objectives import Objective, Question, answers_contrast, projection, question
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.building.paths import NODES, Path
@@ -175,9 +176,10 @@ def attribute(
     loaded: LoadedModel, asked: Question, baseline: Tensor, options: AttributionOptions
 ) -> Attribution:
     """Return the scores of the question's inputs; baseline [hidden_size] or [length, hidden_size]."""
+    baseline = widened(baseline, asked.inputs.shape[-1])
     at_a_time = max(1, options.batch_tokens // asked.tokens)
     if options.method == "expected":
-        drawn = sampled_baselines(loaded, len(asked.inputs), options.samples)
+        drawn = sampled_baselines(loaded, asked.inputs, options.samples)
         found = [
             integrated_gradients(asked.objective, asked.inputs, each, options, at_a_time) for each in drawn
         ]
@@ -258,11 +260,11 @@ def accounted(scores: Tensor, change: float, steps: int) -> Attribution:
     )
 
 
-def sampled_baselines(loaded: LoadedModel, length: int, samples: int) -> list[Tensor]:
-    """Return baselines [length, hidden_size] of tokens drawn from the vocabulary, the same at every call."""
+def sampled_baselines(loaded: LoadedModel, inputs: Tensor, samples: int) -> list[Tensor]:
+    """Return baselines like inputs of words drawn from the vocabulary, the same at every call."""
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(loaded.vocabulary_size, (samples, length), generator=generator)
-    return [embed(loaded, ids.tolist()).float() for ids in drawn]
+    drawn = torch.randint(loaded.vocabulary_size, (samples, len(inputs)), generator=generator)
+    return [widened(embed(loaded, ids.tolist()).float(), inputs.shape[-1]) for ids in drawn]
 
 
 def ablatable(loaded: LoadedModel, ids: Sequence[int]) -> list[int]:

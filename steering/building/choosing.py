@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from steering.building.generation import embedded_inputs, padding_token
+from steering.building.generation import as_words, features, padding_token
+from steering.building.layout import Layout
 from steering.loading import LoadedModel
 
 TokenIds = tuple[int, ...]
@@ -45,24 +46,28 @@ def option_logits(loaded: LoadedModel, batch: Sequence[Choice], targets: Tensor,
     """
     ids, attention = left_padded([choice.prompt for choice in batch], loaded)
     places = (attention.cumsum(1) - 1).clamp(min=0)
-    asked = loaded.model(
-        **embedded_inputs(loaded, ids),
-        attention_mask=attention,
-        position_ids=places,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    prompts = [choice.prompt for choice in batch]
+    layout = Layout(loaded, prompts, attention, left=True, features=features(loaded, ids))
+    with layout.passing():
+        asked = loaded.model(
+            input_ids=as_words(loaded, ids),
+            attention_mask=attention,
+            position_ids=places,
+            use_cache=True,
+            logits_to_keep=1,
+        )
     owners = [place for place, choice in enumerate(batch) for _ in choice.options]
     first, steps = asked.logits[owners], targets.shape[1] - 1
     if not steps:
         return first
     asked.past_key_values.batch_select_indices(torch.tensor(owners, device=loaded.device))
-    following = loaded.model(
-        targets[:, :-1],
-        attention_mask=torch.cat([attention[owners], read[:, :-1]], dim=1),
-        position_ids=places[owners, -1:] + 1 + torch.arange(steps, device=loaded.device),
-        past_key_values=asked.past_key_values,
-    )
+    with Layout(loaded, [prompts[owner] for owner in owners], attention[owners], left=True).passing():
+        following = loaded.model(
+            input_ids=targets[:, :-1],
+            attention_mask=torch.cat([attention[owners], read[:, :-1]], dim=1),
+            position_ids=places[owners, -1:] + 1 + torch.arange(steps, device=loaded.device),
+            past_key_values=asked.past_key_values,
+        )
     return torch.cat([first, following.logits], dim=1)
 
 

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from steering.building.ablation import embed
 from steering.building.activations import watching
+from steering.building.layout import Layout
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.building.progress import Progress, silent, tracked
 from steering.loading import LoadedModel
@@ -43,7 +44,8 @@ def steering_gradient(loaded: LoadedModel, sequence: TokenSequence) -> Tensor:
     targets = torch.tensor(sequence.ids[sequence.start :], device=loaded.device)
     # The logits before an answer's token predict it.
     predicting = torch.arange(sequence.start - 1, len(sequence.ids) - 1, device=loaded.device)
-    with torch.enable_grad(), watching(loaded.blocks, outputs.__setitem__):
+    layout = Layout(loaded, [sequence.ids])
+    with torch.enable_grad(), watching(loaded.blocks, outputs.__setitem__), layout.passing():
         logits = loaded.model(inputs_embeds=inputs, use_cache=False, logits_to_keep=predicting).logits
         objective = -nn.functional.cross_entropy(logits[0].float(), targets)
         gradients = torch.autograd.grad(objective, [outputs[layer] for layer in range(len(loaded.blocks))])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from steering.building.ablation import embed
+from steering.building.layout import Layout, side_by_side
 from steering.building.pairs import TokenSequence
 from steering.hooks import steered
 from steering.image_tokens import FIRST, pieces
@@ -53,29 +54,33 @@ def generate_batch(
     pad = padding_token(loaded)
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    inputs = embedded_inputs(loaded, ids)
-    with torch.no_grad(), steered_everywhere(loaded, deltas):
+    layout = Layout(loaded, prompts, attention, left=True, features=features(loaded, ids))
+    with torch.no_grad(), steered_everywhere(loaded, deltas), layout.passing():
         outputs = loaded.model.generate(
-            **inputs,
+            input_ids=as_words(loaded, ids),
             attention_mask=attention.to(loaded.device),
             max_new_tokens=max_tokens,
             do_sample=False,
             pad_token_id=pad,
         )
     ends = end_tokens(loaded)
-    # Given embeddings, generate returns the new tokens alone.
-    answers = [cut(answer, ends) for answer in outputs[:, width if "input_ids" in inputs else 0 :].tolist()]
+    answers = [cut(answer, ends) for answer in outputs[:, width:].tolist()]
     return [
         TokenSequence(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
 
-def embedded_inputs(loaded: LoadedModel, ids: Tensor) -> dict[str, Tensor]:
-    """Return the model's inputs for ids [rows, length]: themselves, or their embeddings where images are."""
+def as_words(loaded: LoadedModel, ids: Tensor) -> Tensor:
+    """Return ids with the model's own token in the place of each piece of an image."""
+    return ids.where(ids < FIRST, loaded.image_token or 0).to(loaded.device)
+
+
+def features(loaded: LoadedModel, ids: Tensor) -> Tensor | None:
+    """Return what the decoder is handed for ids [rows, length] with images; None: there are none."""
     rows = ids.tolist()
     if not any(map(pieces, rows)):
-        return {"input_ids": ids.to(loaded.device)}
-    return {"inputs_embeds": torch.stack([embed(loaded, row) for row in rows])}
+        return None
+    return torch.stack(side_by_side([embed(loaded, row) for row in rows]))
 
 
 def padding_token(loaded: LoadedModel) -> int:
@@ -115,12 +120,15 @@ def batch_log_probabilities(loaded: LoadedModel, batch: Sequence[TokenSequence])
     ends = torch.tensor([len(row) for row in rows], device=loaded.device)[:, None]
     starts = torch.tensor([sequence.start for sequence in batch], device=loaded.device)[:, None]
     first = int(starts.min())
-    logits = loaded.model(
-        **embedded_inputs(loaded, ids),
-        attention_mask=(places < ends).long(),
-        use_cache=False,
-        logits_to_keep=ids.shape[1] - first + 1,
-    ).logits
+    attention = (places < ends).long()
+    layout = Layout(loaded, [each.ids for each in batch], attention, features=features(loaded, ids))
+    with layout.passing():
+        logits = loaded.model(
+            input_ids=as_words(loaded, ids),
+            attention_mask=attention,
+            use_cache=False,
+            logits_to_keep=ids.shape[1] - first + 1,
+        ).logits
     # The logits of a position predict the token after it.
     predicted = torch.log_softmax(logits[:, :-1].float(), dim=-1)
     # Pieces of images are never predicted, but may stand beside what is.

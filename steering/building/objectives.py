@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from steering.building.ablation import embed
 from steering.building.activations import block_output
+from steering.building.layout import Layout, side_by_side
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.loading import LoadedModel
 
@@ -20,7 +21,7 @@ Objective = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
-    """An objective, the embeddings [length, hidden_size] it is asked about, and the tokens of one pass."""
+    """An objective, the rows of `embed` that it is asked about, and the tokens of one pass."""
 
     objective: Objective
     inputs: Tensor
@@ -41,16 +42,17 @@ def question(
     scale = 1 / len(wanted) if per_token else 1.0
     # A position's logits predict the token after it.
     predicting = torch.arange(targets.start, len(ids), device=loaded.device) - 1 - moving.start
+    layout = Layout(loaded, [ids])
 
     def objective(points: Tensor) -> Tensor:
-        inputs = points if after is None else torch.cat([points, after.expand(len(points), -1, -1)], dim=1)
         past = repeated(cache, len(points))
-        logits = loaded.model(
-            inputs_embeds=inputs,
-            past_key_values=past,
-            use_cache=past is not None,
-            logits_to_keep=predicting,
-        ).logits
+        with layout.passing():
+            logits = loaded.model(
+                inputs_embeds=followed(points, after),
+                past_key_values=past,
+                use_cache=past is not None,
+                logits_to_keep=predicting,
+            ).logits
         return scale * log_probability(logits, wanted)
 
     return Question(objective, embed(loaded, ids[moving.start : moving.stop]), len(ids) - moving.start)
@@ -102,13 +104,15 @@ def projection(
     unit = normalize(direction.float().to(loaded.device), dim=0)
     cache = prefix_cache(loaded, sequence.ids[: moving.start])
     after = embed(loaded, sequence.ids[moving.stop :]) if moving.stop < len(sequence.ids) else None
+    layout = Layout(loaded, [sequence.ids])
 
     def objective(points: Tensor) -> Tensor:
         past = repeated(cache, len(points))
-        inputs = points if after is None else torch.cat([points, after.expand(len(points), -1, -1)], dim=1)
-        output = block_output(
-            loaded, block, inputs_embeds=inputs, past_key_values=past, use_cache=past is not None
-        )
+        inputs = followed(points, after)
+        with layout.passing():
+            output = block_output(
+                loaded, block, inputs_embeds=inputs, past_key_values=past, use_cache=past is not None
+            )
         return (output[:, sequence.start - moving.start :].float() @ unit).mean(1)
 
     moved = embed(loaded, sequence.ids[moving.start : moving.stop])
@@ -119,10 +123,17 @@ def prefix_cache(loaded: LoadedModel, ids: Sequence[int]) -> Any:
     """Return the keys and values of tokens that never change, None where there are none."""
     if not ids:
         return None
-    with torch.no_grad():
+    with torch.no_grad(), Layout(loaded, [ids]).passing():
         return loaded.model.get_decoder()(
             inputs_embeds=embed(loaded, ids)[None], use_cache=True
         ).past_key_values
+
+
+def followed(points: Tensor, after: Tensor | None) -> Tensor:
+    """Return points [steps, length, width] with the rows that come after them, which never change."""
+    if after is None:
+        return points
+    return torch.cat(side_by_side([points, after.expand(len(points), -1, -1)]), dim=1)
 
 
 def repeated(cache: Any, count: int) -> Any:

@@ -13,22 +13,27 @@ MOST_OPAQUE = 190
 TAKEN = (20, 20, 20, 255)
 
 
-def overlay(image: Image.Image, scores: Sequence[float], taken: Collection[int] = ()) -> bytes | None:
-    """Return a PNG of the image under its pieces' colours, or None where they are no square grid.
+def overlay(
+    image: Image.Image, scores: Sequence[float], taken: Collection[int] = (), columns: int | None = None
+) -> bytes | None:
+    """Return a PNG of the image under its pieces' colours, or None where they are no grid.
 
-    scores: of the pieces, in reading order; blue above zero, red below; taken: pieces with a frame.
+    scores: of the pieces, in reading order; blue above zero, red below; taken: pieces with a frame;
+    columns: of the grid, None where it can only be a square one.
     """
-    side = isqrt(len(scores))
-    if not scores or side * side != len(scores):
+    across = columns or isqrt(len(scores))
+    down = across if columns is None else len(scores) // across
+    if not scores or across * down != len(scores):
         return None
-    cell = SIDE // side
-    drawn = image.convert("RGB").resize((cell * side, cell * side), Image.Resampling.NEAREST).convert("RGBA")
+    cell = SIDE // max(across, down)
+    size = cell * across, cell * down
+    drawn = image.convert("RGB").resize(size, Image.Resampling.NEAREST).convert("RGBA")
     colours = Image.new("RGBA", drawn.size)
     brush = ImageDraw.Draw(colours)
     largest = max(map(abs, scores)) or 1.0
     for place, score in enumerate(scores):
-        down, right = divmod(place, side)
-        box = (right * cell, down * cell, (right + 1) * cell - 1, (down + 1) * cell - 1)
+        below, right = divmod(place, across)
+        box = (right * cell, below * cell, (right + 1) * cell - 1, (below + 1) * cell - 1)
         share = abs(score) / largest
         fill = (*(TOWARDS if score > 0 else AGAINST), round(MOST_OPAQUE * share))
         brush.rectangle(box, fill=fill, outline=TAKEN if place in taken else None, width=3)

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
+from steering.building.layout import Layout
 from steering.errors import InvalidPairs, InvalidRequest
+from steering.image_tokens import Run
 from steering.images import bytes_of, decoded
 from steering.loading import LoadedModel
 from steering.picturing import pictured_of
@@ -20,7 +23,7 @@ MOST_PIXELS = 32_000_000
 def tokenise_pictured(loaded: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     """Return the conversation up to where the answer begins, the pieces of its images as ids of their own.
 
-    Raises InvalidPairs for a model that takes no images, or hands its decoder more than embeddings.
+    Raises InvalidPairs for a model that takes no images, or treats them in a way that ids cannot tell.
     """
     told = sha256(json.dumps(list(messages)).encode()).hexdigest()
     known = loaded.image_tokens.prompts
@@ -47,26 +50,75 @@ def seen(loaded: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> tuple[in
     assert images is not None
     with opened(loaded) as door, torch.no_grad():
         joined = door.join(prompt, images)
-    refuse_more_than_embeddings(loaded, joined)
     return replaced(loaded, prompt, images, joined)
 
 
 def replaced(
     loaded: LoadedModel, prompt: tuple[int, ...], images: ImageInputs, joined: JoinedPrompt
 ) -> tuple[int, ...]:
-    """Return the prompt with an id of its own for each piece of an image."""
+    """Return the prompt with an id of its own for each piece of an image.
+
+    Raises InvalidPairs where what the decoder was handed does not follow from the ids.
+    """
     ids = list(prompt)
+    refuse_uneven(loaded, images, joined)
     for begin, end in images.spans:
-        ids[begin:end] = loaded.image_tokens.add(joined.embeddings[begin:end])
+        ids[begin:end] = loaded.image_tokens.add(features(joined, begin, end), run_of(joined, begin, end))
+    refuse_untold(loaded, ids, joined)
     return tuple(ids)
 
 
-def refuse_more_than_embeddings(loaded: LoadedModel, joined: JoinedPrompt) -> None:
-    if joined.positions is not None or joined.mutual or joined.added:
-        raise InvalidPairs(
-            f"profiles cannot be built from images on {loaded.identity.architecture} yet: its images change "
-            "positions, masks or inner layers too; pairs without images work"
-        )
+def features(joined: JoinedPrompt, begin: int, end: int) -> Tensor:
+    """Return a run's embeddings, and beside them the rows that inner blocks add."""
+    embeddings = joined.embeddings[begin:end]
+    if joined.seen is None:
+        return embeddings
+    first, last = int(joined.seen[:begin].sum()), int(joined.seen[:end].sum())
+    return torch.cat([embeddings, *(rows[first:last].to(embeddings) for rows in joined.added)], dim=1)
+
+
+def run_of(joined: JoinedPrompt, begin: int, end: int) -> Run:
+    masks = {kind: allowed(mask)[begin:end, begin:end] for kind, mask in joined.masks.items()}
+    if joined.positions is None:
+        return Run(masks=masks)
+    before = int(joined.positions[:, :begin].max()) + 1 if begin else 0
+    return Run(joined.positions[:, begin:end] - before, masks)
+
+
+def refuse_untold(loaded: LoadedModel, ids: Sequence[int], joined: JoinedPrompt) -> None:
+    """Raise InvalidPairs unless the ids alone tell all that the family's own code handed its decoder."""
+    layout, length = Layout(loaded, [ids]), len(ids)
+    positions, masks = layout.positions(0, length), layout.masks(0, length)
+    told = {
+        "positions": joined.positions is None
+        or (positions is not None and torch.equal(positions[:, 0], joined.positions)),
+        "masks": all(
+            kind in masks and torch.equal(masks[kind][0, 0], allowed(mask))
+            for kind, mask in joined.masks.items()
+        ),
+    }
+    for what, same in told.items():
+        if not same:
+            raise misunderstood(loaded, what)
+
+
+def refuse_uneven(loaded: LoadedModel, images: ImageInputs, joined: JoinedPrompt) -> None:
+    """Raise InvalidPairs where inner blocks add rows to other tokens than the pieces of images."""
+    pieces = [place for begin, end in images.spans for place in range(begin, end)]
+    if joined.seen is not None and joined.seen.nonzero()[:, 0].tolist() != pieces:
+        raise misunderstood(loaded, "inner blocks")
+
+
+def misunderstood(loaded: LoadedModel, what: str) -> InvalidPairs:
+    return InvalidPairs(
+        f"profiles cannot be built from images on {loaded.identity.architecture}: its images change {what} "
+        "in a way that is not understood here; pairs without images work"
+    )
+
+
+def allowed(mask: Tensor) -> Tensor:
+    """Return what a mask [1, 1, length, length] lets each token attend to, bool [length, length]."""
+    return mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] == 0
 
 
 def rendered_with_images(loaded: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> str:

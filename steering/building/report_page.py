@@ -198,7 +198,7 @@ def overlay_address(image: Record | None) -> str | None:
     """Return the pieces' scores over their image as a data URI, None where there is nothing to draw."""
     if image is None:
         return None
-    drawn = overlay(picture_of(image["url"]), image["scores"], image["ablated"])
+    drawn = overlay(picture_of(image["url"]), image["scores"], image["ablated"], image.get("columns"))
     return f"data:image/png;base64,{b64encode(drawn).decode()}" if drawn else None
 
 

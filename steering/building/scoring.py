@@ -243,14 +243,17 @@ def told(loaded: LoadedModel, pair: Pair, contrast: Contrast, adds_up: bool = Tr
         "line": pair.line,
         "prompt": pair.messages[-1]["content"],
         **gap,
-        **told_image(pair, contrast.towards),
+        **told_image(loaded, pair, contrast.towards),
         "preferred": told_side(loaded, contrast.towards),
         "dispreferred": told_side(loaded, contrast.away),
     }
 
 
-def told_image(pair: Pair, scored: Scored) -> dict[str, Any]:
-    """Return the image of a pair that has one, with its pieces' scores and those that were taken out."""
+def told_image(loaded: LoadedModel, pair: Pair, scored: Scored) -> dict[str, Any]:
+    """Return the image of a pair that has one, with its pieces' scores and those that were taken out.
+
+    columns: of their grid, None where the family does not tell.
+    """
     urls = urls_of(pair.messages)
     seen = [place for place in pieces(scored.sequence.ids) if place >= scored.first]
     if len(urls) != 1 or not seen:
@@ -260,6 +263,7 @@ def told_image(pair: Pair, scored: Scored) -> dict[str, Any]:
             "url": urls[0],
             "scores": [round(scored.scores[place - scored.first], 4) for place in seen],
             "ablated": [seen.index(place) for place in sorted(scored.taken) if place in seen],
+            "columns": loaded.image_tokens.columns(scored.sequence.ids),
         }
     }
 

@@ -22,10 +22,10 @@ from steering.building.ablation import embed, embed_ablated, mean_embedding, sta
 from steering.building.activations import mean_activations
 from steering.building.attribution import AttributionOptions, attribute_context
 from steering.building.building import BuildOptions, build_vectors
-from steering.building.generation import generate_answers, mean_log_probabilities
+from steering.building.generation import generate_answers
 from steering.building.grains_options import GrainsOptions
 from steering.building.overlay import SIDE, overlay
-from steering.building.pairs import Pair, TokenSequence, tokenise_pair, tokenise_prompt, tokenise_text
+from steering.building.pairs import Pair, TokenSequence, tokenise_pair, tokenise_prompt
 from steering.building.questions import read_neutral
 from steering.building.readers import read_pairs, read_prompts
 from steering.building.report_page import report_page
@@ -58,8 +58,8 @@ def png(seed: int, size: tuple[int, int] = (24, 20)) -> bytes:
     return file.getvalue()
 
 
-def url(seed: int) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(seed)).decode()}"
+def url(seed: int, size: tuple[int, int] = (24, 20)) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(seed, size)).decode()}"
 
 
 def asked(seed: int, words: str = "what is it") -> list[dict[str, Any]]:
@@ -80,22 +80,6 @@ def as_the_model_has_it(loaded: LoadedModel, seed: int, words: str = "what is it
 @pytest.fixture
 def llava(tiny_vlm: Loader) -> LoadedModel:
     return tiny_vlm("llava")
-
-
-@pytest.mark.parametrize("family", ["llava", "llava_next", "smolvlm", "internvl"])
-def test_an_answers_probability_is_that_under_the_models_own_images(family: str, tiny_vlm: Loader) -> None:
-    loaded = tiny_vlm(family)
-    answer = tokenise_text(loaded, " a thing")
-    prompt = tokenise_prompt(loaded, asked(1))
-    found = mean_log_probabilities(loaded, [TokenSequence(prompt + answer, len(prompt))], {})
-    own = as_the_model_has_it(loaded, 1)
-    own["input_ids"] = torch.cat([own["input_ids"], torch.tensor([answer])], dim=1)
-    if "pixel_attention_mask" not in own:
-        own["attention_mask"] = torch.ones_like(own["input_ids"])
-    with torch.no_grad():
-        logits = loaded.model(**own).logits[0, -len(answer) - 1 : -1].float()
-    expected = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).mean()
-    assert found[0] == pytest.approx(float(expected), abs=1e-4)
 
 
 def test_answers_are_those_of_generate(llava: LoadedModel) -> None:
@@ -158,7 +142,11 @@ def write(folder: Path, name: str, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_pairs_and_neutral_answers_with_images_make_a_profile(llava: LoadedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def test_pairs_and_neutral_answers_with_images_make_a_profile(
+    family: str, tiny_vlm: Loader, tmp_path: Path
+) -> None:
+    loaded = tiny_vlm(family)
     for seed in range(10):
         (tmp_path / f"{seed}.png").write_bytes(png(seed))
     pairs = write(
@@ -180,11 +168,11 @@ def test_pairs_and_neutral_answers_with_images_make_a_profile(llava: LoadedModel
     options = BuildOptions(
         grains=GrainsOptions(reading="shared", tokens=3), layers=((1,),), doses=(0.02,), max_tokens=4
     )
-    built = build_vectors(llava, read_pairs(pairs), None, (), options, neutral=read_neutral(neutral))
+    built = build_vectors(loaded, read_pairs(pairs), None, (), options, neutral=read_neutral(neutral))
     assert set(built.deltas) == {1}
     assert built.evidence["items"] == 4
     told = built.report["attributions"][0]
-    assert told["preferred"]["tokens"].count(PIECE) == len(told["image"]["scores"]) == 4
+    assert told["preferred"]["tokens"].count(PIECE) == len(told["image"]["scores"]) > 1
     assert 0 < built.parameters["image_share"] <= 1
     page = report_page({**MANIFEST, "layers": [1]}, built.report, {})
     assert page.count("its pieces coloured") == len(built.report["attributions"])
@@ -240,17 +228,6 @@ def test_images_for_a_model_that_takes_none_are_refused(tiny_model: Loader) -> N
         tokenise_prompt(tiny_model("llama"), asked(1))
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "gemma3"])
-def test_a_family_that_hands_its_decoder_more_is_refused_for_images_alone(
-    family: str, tiny_vlm: Loader
-) -> None:
-    loaded = tiny_vlm(family)
-    with pytest.raises(InvalidPairs, match="pairs without images work"):
-        tokenise_prompt(loaded, asked(1))
-    prompt = tokenise_prompt(loaded, [{"role": "user", "content": "no image"}])
-    assert mean_log_probabilities(loaded, [TokenSequence(prompt, 1)], {})[0] < 0
-
-
 def test_neutral_text_without_questions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="must hold some questions"):
         read_neutral(write(tmp_path, "neutral.jsonl", [{"text": "a quiet day"}]))
@@ -272,8 +249,13 @@ def test_pieces_that_are_no_square_are_not_drawn() -> None:
     assert overlay(Image.new("RGB", (8, 8)), [1.0, 0.0, 0.5]) is None
 
 
-def test_explain_draws_the_prompts_scores_over_the_image(tmp_path: Path) -> None:
-    save_tiny_vlm("llava", tmp_path / "model")
+@pytest.mark.parametrize(
+    ("family", "grid"), [("llava", (2, 2)), ("qwen2_5_vl", (3, 2)), ("qwen3_vl", (3, 2)), ("gemma3", (4, 4))]
+)
+def test_explain_draws_the_prompts_scores_over_the_image(
+    family: str, grid: tuple[int, int], tmp_path: Path
+) -> None:
+    save_tiny_vlm(family, tmp_path / "model")
     (tmp_path / "a.png").write_bytes(png(1))
     record = {"image": "a.png", "prompt": "what?", "preferred": "yes it is", "dispreferred": "no"}
     pairs = write(tmp_path, "pairs.jsonl", [record])
@@ -282,9 +264,10 @@ def test_explain_draws_the_prompts_scores_over_the_image(tmp_path: Path) -> None
     app.command()(explain)
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--overlay", str(tmp_path / "o.png")])
     assert result.exit_code == 0, result.output
-    assert result.stdout.count(PIECE) == 4
+    across, down = grid
+    assert result.stdout.count(PIECE) == across * down
     with Image.open(tmp_path / "o.png") as drawn:
-        assert drawn.size == (SIDE, SIDE)
+        assert drawn.size == (SIDE, SIDE * down // across)
 
 
 def test_context_scores_a_piece_by_what_taking_it_out_does_to_the_answer(llava: LoadedModel) -> None:
