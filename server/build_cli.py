@@ -50,6 +50,10 @@ def build(
     neutral: NeutralOption = None,
     description: Annotated[str | None, typer.Option(help="What the profile does.")] = None,
     store: StoreOption = None,
+    steer: Annotated[
+        Literal["all", "text", "image"],
+        typer.Option(help="Tokens that the profile moves, of a model that takes images."),
+    ] = "all",
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Splits the pairs, draws random directions.")
     ] = 0,
@@ -116,6 +120,7 @@ def build(
             neutral=neutral,
             description=description,
             store=store,
+            steer=steer,
             seed=seed,
             max_tokens=max_tokens,
             cache_dir=cache_dir,

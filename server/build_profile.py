@@ -109,6 +109,7 @@ def describe_profile(
         description=describe(request, sources.metric),
         model=ModelRecord(**asdict(loaded.identity)),
         layers=tuple(sorted(built.deltas)),
+        tokens=options.tokens,
         method=options.method,
         parameters=built.parameters,
         pairs=PairsRecord(digest=sources.pairs.digest, count=built.pairs),
@@ -167,7 +168,8 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
             f"warning: block and dose were chosen on {items} items, which chance moves much; give more pairs"
         )
     blocks = ", ".join(map(str, manifest.layers))
-    console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}")
+    moved = "" if manifest.tokens == "all" else f", for {manifest.tokens} tokens alone"
+    console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}{moved}")
     console.print(f"published {manifest.name}@{manifest.version} in {profile.path}")
     console.print(f"the report: {profile.path / 'report.html'}")
 

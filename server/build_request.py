@@ -9,6 +9,7 @@ from typing import Any
 from steering.building.building import BuildOptions
 from steering.building.grains_options import PRESETS, GrainsOptions
 from steering.errors import InvalidRequest, StoreNotWritable
+from steering.types import Tokens
 from vector_store.manifest import MOST_DESCRIPTION, NAME_PATTERN
 
 # What only attributions by gradients know.
@@ -36,6 +37,7 @@ class BuildRequest:
     neutral: Path | None
     description: str | None
     store: Path | None
+    steer: Tokens
     seed: int
     max_tokens: int
     cache_dir: Path | None
@@ -55,6 +57,7 @@ def read_options(request: BuildRequest) -> BuildOptions:
         max_tokens=request.max_tokens,
         seed=request.seed,
         evidence=request.evidence,
+        tokens=request.steer,
     )
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from server.console import explained, refuse_unwritable, shown
 from server.judging import Judge, judge_strengths, judgement_rows, rates, read_template
 from server.profiles_cli import PIPED_WIDTH
+from steering.building.building import refuse_unseen
 from steering.building.damage import measure_damage
 from steering.building.evaluation import Evaluation, evaluate
 from steering.building.measuring import Measure, measure_by_margin, measure_by_metric, with_damage
@@ -32,6 +33,7 @@ from steering.building.readers import read_pairs, read_prompts
 from steering.building.reporting import report, shortcomings
 from steering.errors import InvalidPairs, InvalidRequest, ProfileIncompatible
 from steering.loading import LoadedModel, load_model
+from steering.types import Tokens
 from vector_store.local import open_store
 from vector_store.manifest import Manifest, incompatibility
 from vector_store.places import default_root
@@ -166,14 +168,14 @@ def refuse_known(pairs: PairsFile, manifest: Manifest, path: Path) -> None:
 
 
 def refuse_unfit(manifest: Manifest, loaded: LoadedModel) -> None:
-    """Raise for a profile of another model, or one that steers only some tokens."""
+    """Raise for a profile of another model, or one that steers only some positions."""
     reason = incompatibility(manifest, loaded.identity)
     if reason is not None:
         raise ProfileIncompatible(f"profile {manifest.name!r} does not fit: {reason}")
-    if (manifest.positions, manifest.tokens) != ("all", "all"):
+    if manifest.positions != "all":
         raise InvalidRequest(
-            f"profile {manifest.name!r} steers {manifest.positions} positions and {manifest.tokens} tokens; "
-            "only profiles that steer all can be evaluated"
+            f"profile {manifest.name!r} steers {manifest.positions} positions; only profiles that steer all "
+            "can be evaluated"
         )
 
 
@@ -186,26 +188,32 @@ def measure_profile(
     judge: Judge | None,
     progress: Progress,
 ) -> Evaluated:
-    measure, prompts = held_out_measure(loaded, held_out, request.max_tokens)
-    measure = with_damage(measure, measure_damage(loaded, held_out.neutral))
+    tokens = profile.manifest.tokens
+    measure, prompts = held_out_measure(loaded, held_out, request.max_tokens, tokens)
+    measure = with_damage(measure, measure_damage(loaded, held_out.neutral, tokens))
     deltas = profile.vectors.deltas
     found = evaluate(deltas, measure, request.seed, progress, request.random, strengths)
     judgements = judge_strengths(judge, prompts, found, progress) if judge is not None else {}
     return Evaluated(found, prompts, judgement_rows(judgements, request.seed))
 
 
-def held_out_measure(loaded: LoadedModel, held_out: HeldOut, max_tokens: int) -> tuple[Measure, list[str]]:
-    """Return the measure and each item's prompt."""
+def held_out_measure(
+    loaded: LoadedModel, held_out: HeldOut, max_tokens: int, tokens: Tokens
+) -> tuple[Measure, list[str]]:
+    """Return the measure and each item's prompt; tokens: those that the profile moves."""
     if held_out.metric is not None:
         refuse_long_prompts(loaded, held_out.prompts, max_tokens)
-        tokens = [tokenise_prompt(loaded, prompt) for prompt in held_out.prompts]
-        measure = measure_by_metric(loaded, tokens, held_out.metric, max_tokens)
+        asked = [tokenise_prompt(loaded, prompt) for prompt in held_out.prompts]
+        refuse_unseen(asked, tokens)
+        measure = measure_by_metric(loaded, asked, held_out.metric, max_tokens, tokens)
         return measure, [prompt[-1]["content"] for prompt in held_out.prompts]
     assert held_out.pairs is not None
     pairs = leave_out_long(loaded, held_out.pairs).pairs
     if not pairs:
         raise InvalidPairs(f"no pair fits the model's context of {loaded.context_length} tokens")
-    measure = measure_by_margin(loaded, tokenise_pairs(loaded, pairs), max_tokens)
+    tokenised = tokenise_pairs(loaded, pairs)
+    refuse_unseen([pair.prompt for pair in tokenised], tokens)
+    measure = measure_by_margin(loaded, tokenised, max_tokens, tokens)
     return measure, [pair.messages[-1]["content"] for pair in pairs]
 
 
@@ -220,6 +228,7 @@ def describe_evaluation(
         "version": profile.manifest.version,
         "digest": profile.manifest.digest,
         "model": profile.manifest.model.id,
+        "tokens": profile.manifest.tokens,
         "items_file": str(request.pairs or request.test),
         "questions": len(held_out.neutral.questions),
         "seed": request.seed,

@@ -11,7 +11,9 @@ from steering.building.ablation import embed_ablated
 from steering.building.layout import Layout, side_by_side
 from steering.building.pairs import TokenSequence
 from steering.building.progress import Progress, silent, tracked
+from steering.image_tokens import pieces
 from steering.loading import LoadedModel
+from steering.types import Tokens
 
 BATCH_SIZE = 8
 
@@ -52,12 +54,15 @@ def batch_means(loaded: LoadedModel, batch: Sequence[TokenSequence], baseline: T
     return torch.stack([means[layer] for layer in range(len(loaded.blocks))])
 
 
-def median_norms(loaded: LoadedModel, sequences: Sequence[TokenSequence]) -> Tensor:
-    """Return each block's median norm over the tokens that are read, float32 [layers]: the unit of a dose."""
+def median_norms(loaded: LoadedModel, sequences: Sequence[TokenSequence], tokens: Tokens = "all") -> Tensor:
+    """Return each block's median norm over the tokens that are read, float32 [layers]: the unit of a dose.
+
+    tokens: those that the dose moves; of pieces of images alone it is their own norm, which is another.
+    """
     norms: dict[int, list[Tensor]] = {layer: [] for layer in range(len(loaded.blocks))}
     for i in range(0, len(sequences), BATCH_SIZE):
         batch = sequences[i : i + BATCH_SIZE]
-        read = read_mask(loaded, batch)
+        read = piece_mask(loaded, batch) if tokens == "image" else read_mask(loaded, batch)
 
         def measure(layer: int, hidden: Tensor, read: Tensor = read) -> None:
             norms[layer].append(torch.linalg.vector_norm(hidden[read].float(), dim=-1).cpu())
@@ -71,6 +76,14 @@ def read_mask(loaded: LoadedModel, batch: Sequence[TokenSequence]) -> Tensor:
     places = torch.arange(max(len(sequence.ids) for sequence in batch), device=loaded.device)
     starts = torch.tensor([sequence.start for sequence in batch], device=loaded.device)
     return (places >= starts[:, None]) & (places < lengths(loaded, batch)[:, None])
+
+
+def piece_mask(loaded: LoadedModel, batch: Sequence[TokenSequence]) -> Tensor:
+    """Return which tokens are pieces of images, bool [batch, longest]."""
+    found = torch.zeros_like(read_mask(loaded, batch))
+    for row, sequence in enumerate(batch):
+        found[row, pieces(sequence.ids)] = True
+    return found
 
 
 def hidden_mask(loaded: LoadedModel, batch: Sequence[TokenSequence], baseline: Tensor | None) -> Tensor:

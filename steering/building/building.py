@@ -39,7 +39,9 @@ from steering.building.progress import Progress, silent
 from steering.building.questions import NeutralText, neutral_text
 from steering.building.reporting import costs, headline, report, trials
 from steering.errors import InvalidPairs, InvalidRequest
+from steering.image_tokens import pieces
 from steering.loading import LoadedModel
+from steering.types import Tokens
 
 FEWEST_PAIRS = 6
 BUILD_PAIRS = 50
@@ -52,7 +54,8 @@ Conversation = tuple[Message, ...]
 class BuildOptions:
     """layers: candidate sets of blocks, doses: shares of the median norm; None: those that were worth trying.
 
-    evidence: whether to measure, on held-out items, what the chosen setting does.
+    evidence: whether to measure, on held-out items, what the chosen setting does. tokens: those that are
+    moved wherever dose, effect and damage are measured, and by requests.
     """
 
     method: str = "grains"
@@ -63,6 +66,7 @@ class BuildOptions:
     max_tokens: int = 48
     seed: int = 0
     evidence: bool = True
+    tokens: Tokens = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +124,20 @@ def build_vectors(
     without one, by the margin between the answers of held-out pairs.
     Raises InvalidPairs for pairs that cannot be used or that no admissible dose makes work.
     """
+    refuse_blind(loaded, options.tokens)
     pairs = leave_out_long(loaded, pairs)
     refuse_overlap(pairs, test_prompts)
     refuse_long_prompts(loaded, test_prompts, options.max_tokens)
     split = split_pairs(pairs, options.seed, with_test=metric is None and options.evidence)
     build = tokenise_pairs(loaded, split.build)
+    refuse_unseen([pair.prompt for pair in build], options.tokens)
     bench = make_bench(loaded, split, metric, test_prompts, options)
-    bench = with_neutral_text(loaded, bench, neutral or neutral_text())
+    bench = with_neutral_text(loaded, bench, neutral or neutral_text(), options.tokens)
     bench = with_memo(bench, memo)
     candidates = settings(loaded, options)
     grains = at_tried_block(options.grains, candidates)
     directions = BUILDERS[options.method](loaded, split.build, grains, progress, memo)
-    norms = median_norms(loaded, [pair.preferred for pair in build])
+    norms = median_norms(loaded, [pair.preferred for pair in build], options.tokens)
     found = calibrate(
         directions.vectors, norms, bench.dev, candidates, options.bound, progress, options.evidence
     )
@@ -155,6 +161,23 @@ def build_vectors(
 def with_memo(bench: Bench, memo: Memo) -> Bench:
     test = remembered(bench.test, memo, "test") if bench.test is not None else None
     return replace(bench, dev=remembered(bench.dev, memo, "dev"), test=test)
+
+
+def refuse_blind(loaded: LoadedModel, tokens: Tokens) -> None:
+    """Raise InvalidRequest for a profile of some tokens of a model whose tokens are all of one kind."""
+    if tokens != "all" and loaded.processor is None:
+        raise InvalidRequest(
+            f"a profile cannot move {tokens} tokens alone: {loaded.identity.id} takes no images, so that all "
+            "its tokens are text"
+        )
+
+
+def refuse_unseen(prompts: Sequence[Sequence[int]], tokens: Tokens) -> None:
+    """Raise InvalidPairs where there is nothing that the tokens could be of."""
+    if tokens == "image" and not any(map(pieces, prompts)):
+        raise InvalidPairs(
+            "image tokens alone are to be moved, and there are none: give pairs or prompts with images"
+        )
 
 
 def refuse_overlap(pairs: PairsFile, test_prompts: Sequence[Conversation]) -> None:
@@ -196,11 +219,17 @@ def make_bench(
 ) -> Bench:
     if metric is None:
         dev, test = tokenise_pairs(loaded, split.dev), tokenise_pairs(loaded, split.test)
-        measures = [measure_by_margin(loaded, part, options.max_tokens) for part in (dev, test)]
+        measures = [
+            measure_by_margin(loaded, part, options.max_tokens, options.tokens) for part in (dev, test)
+        ]
         return Bench("margin", 1, measures[0], measures[1], last_words([p.messages for p in split.test]))
     dev_measure, test_measure = [
         measure_by_metric(
-            loaded, [tokenise_prompt(loaded, prompt) for prompt in prompts], metric, options.max_tokens
+            loaded,
+            [tokenise_prompt(loaded, prompt) for prompt in prompts],
+            metric,
+            options.max_tokens,
+            options.tokens,
         )
         for prompts in ([pair.messages for pair in split.dev], test_prompts)
     ]
@@ -208,11 +237,11 @@ def make_bench(
     return Bench(metric.name, metric.direction, dev_measure, tested, last_words(test_prompts))
 
 
-def with_neutral_text(loaded: LoadedModel, bench: Bench, neutral: NeutralText) -> Bench:
+def with_neutral_text(loaded: LoadedModel, bench: Bench, neutral: NeutralText, tokens: Tokens) -> Bench:
     """Return the bench whose measures tell the damage too: the dose's on a part of the neutral text."""
-    dev = with_damage(bench.dev, measure_damage(loaded, neutral.portion()))
-    test = with_damage(bench.test, measure_damage(loaded, neutral)) if bench.test is not None else None
-    return replace(bench, dev=dev, test=test)
+    dev = with_damage(bench.dev, measure_damage(loaded, neutral.portion(), tokens))
+    damage = measure_damage(loaded, neutral, tokens)
+    return replace(bench, dev=dev, test=with_damage(bench.test, damage) if bench.test is not None else None)
 
 
 def last_words(conversations: Sequence[Conversation]) -> tuple[str, ...]:

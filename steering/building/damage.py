@@ -13,6 +13,7 @@ from steering.building.pairs import TokenSequence, tokenise_prompt, tokenise_tex
 from steering.building.questions import NeutralAnswer, NeutralText, Question
 from steering.errors import InvalidRequest
 from steering.loading import LoadedModel
+from steering.types import Tokens
 
 QUESTIONS_AT_A_TIME = 10
 
@@ -62,20 +63,20 @@ def accuracy_change(steered: Damage, unsteered: Damage) -> AccuracyChange:
 DamageMeasure = Callable[[Deltas], Damage]
 
 
-def measure_damage(loaded: LoadedModel, neutral: NeutralText) -> DamageMeasure:
-    """Return a measure of loss and accuracy with every token steered.
+def measure_damage(loaded: LoadedModel, neutral: NeutralText, tokens: Tokens = "all") -> DamageMeasure:
+    """Return a measure of loss and accuracy with every token steered, or every one of a kind.
 
     A passage stands alone, cut to the model's context; its first token is given, not predicted.
     """
     passages = [TokenSequence(tokenise_start(loaded, passage), 1) for passage in neutral.passages]
     passages += [tokenise_answer(loaded, answer) for answer in neutral.answers]
-    tokens = tuple(len(passage.ids) - passage.start for passage in passages)
+    counts = tuple(len(passage.ids) - passage.start for passage in passages)
     questions = [tokenise_question(loaded, question) for question in neutral.questions]
 
     def measure(deltas: Deltas) -> Damage:
-        means = mean_log_probabilities(loaded, passages, deltas)
-        losses = tuple(-mean * count for mean, count in zip(means, tokens, strict=True))
-        return Damage(losses, tokens, answered_right(loaded, questions, deltas))
+        means = mean_log_probabilities(loaded, passages, deltas, tokens)
+        losses = tuple(-mean * count for mean, count in zip(means, counts, strict=True))
+        return Damage(losses, counts, answered_right(loaded, questions, deltas, tokens))
 
     return measure
 
@@ -117,7 +118,9 @@ def tokenise_question(loaded: LoadedModel, question: Question) -> AskedQuestion:
     return AskedQuestion(choice, question.answer)
 
 
-def answered_right(loaded: LoadedModel, asked: Sequence[AskedQuestion], deltas: Deltas) -> tuple[bool, ...]:
+def answered_right(
+    loaded: LoadedModel, asked: Sequence[AskedQuestion], deltas: Deltas, tokens: Tokens = "all"
+) -> tuple[bool, ...]:
     """Return for each question whether its right option is the likeliest.
 
     An option's score is the mean log-probability per token of its text after the question. No letters
@@ -127,7 +130,7 @@ def answered_right(loaded: LoadedModel, asked: Sequence[AskedQuestion], deltas: 
     choices = [question.choice for question in asked]
     order = sorted(range(len(asked)), key=lambda i: (choices[i].longest, len(choices[i].prompt)))
     right: dict[int, bool] = {}
-    with torch.no_grad(), steered_everywhere(loaded, deltas):
+    with torch.no_grad(), steered_everywhere(loaded, deltas, tokens):
         for i in range(0, len(order), QUESTIONS_AT_A_TIME):
             places = order[i : i + QUESTIONS_AT_A_TIME]
             right |= zip(places, batch_right(loaded, [asked[place] for place in places]), strict=True)

@@ -1,18 +1,20 @@
-"""Greedy answers and log-probabilities, with or without steering at every position."""
+"""Greedy answers and log-probabilities, with or without steering at every token or at those of a kind."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from steering.building.ablation import embed
-from steering.building.layout import Layout, side_by_side
+from steering.building.layout import UNDER_WAY, Layout, bounds, side_by_side
 from steering.building.pairs import TokenSequence
 from steering.hooks import steered
 from steering.image_tokens import FIRST, pieces
 from steering.loading import LoadedModel
-from steering.types import LayerSteering, SteeringBatch
+from steering.types import LayerSteering, SteeringBatch, Tokens
 
 # layer -> what the kernel adds there, float32 [hidden_size]; empty: unsteered.
 Deltas = Mapping[int, Tensor]
@@ -26,36 +28,76 @@ def scaled(deltas: Deltas, strength: float) -> dict[int, Tensor]:
 
 
 @contextmanager
-def steered_everywhere(loaded: LoadedModel, deltas: Deltas) -> Iterator[None]:
-    """Steer every token of every forward pass inside the block."""
+def steered_everywhere(loaded: LoadedModel, deltas: Deltas, tokens: Tokens = "all") -> Iterator[None]:
+    """Steer every token, or every word or piece of an image, of every forward pass inside the block.
+
+    Tokens are told apart in passes of a steering.building.layout.Layout.
+    """
     # One row for all tokens: it broadcasts.
     layers = {
         layer: LayerSteering(tokens=None, owner=None, delta=delta.float().to(loaded.device)[None])
         for layer, delta in deltas.items()
     }
-    with steered(loaded.blocks) as steering, steering.applying(SteeringBatch(layers, ())):
+    here = dict(layers) if tokens == "all" else {}
+    with (
+        steered(loaded.blocks) as steering,
+        steering.applying(SteeringBatch(here, ())),
+        told_apart(loaded, tokens, layers, here),
+    ):
         yield
 
 
+@contextmanager
+def told_apart(
+    loaded: LoadedModel, tokens: Tokens, layers: Mapping[int, LayerSteering], here: dict[int, LayerSteering]
+) -> Iterator[None]:
+    """Keep in `here` what is steered by the pass under way: its tokens of the kind alone, if it has some."""
+
+    def choose(_decoder: nn.Module, _inputs: Any, handed: dict[str, Any]) -> None:
+        start, end, rows = bounds(handed)
+        seen = UNDER_WAY.get().seen(start, end).expand(rows, -1).flatten()
+        chosen = (seen if tokens == "image" else ~seen).nonzero()[:, 0]
+        here.clear()
+        if len(chosen):
+            here.update({layer: replace(steering, tokens=chosen) for layer, steering in layers.items()})
+
+    if tokens == "all":
+        yield
+        return
+    handle = cast(Any, loaded.model).get_decoder().register_forward_pre_hook(choose, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def generate_answers(
-    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], deltas: Deltas, max_tokens: int
+    loaded: LoadedModel,
+    prompts: Sequence[tuple[int, ...]],
+    deltas: Deltas,
+    max_tokens: int,
+    tokens: Tokens = "all",
 ) -> list[TokenSequence]:
     """Return each prompt with its greedy answer, the end token left out; start: the answer's first token."""
     answered = []
     for i in range(0, len(prompts), PROMPTS_AT_A_TIME):
-        answered += generate_batch(loaded, prompts[i : i + PROMPTS_AT_A_TIME], deltas, max_tokens)
+        answered += generate_batch(loaded, prompts[i : i + PROMPTS_AT_A_TIME], deltas, max_tokens, tokens)
     return answered
 
 
 def generate_batch(
-    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], deltas: Deltas, max_tokens: int
+    loaded: LoadedModel,
+    prompts: Sequence[tuple[int, ...]],
+    deltas: Deltas,
+    max_tokens: int,
+    tokens: Tokens,
 ) -> list[TokenSequence]:
     width = max(map(len, prompts))
     pad = padding_token(loaded)
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     layout = Layout(loaded, prompts, attention, left=True, features=features(loaded, ids))
-    with torch.no_grad(), steered_everywhere(loaded, deltas), layout.passing():
+    with torch.no_grad(), steered_everywhere(loaded, deltas, tokens), layout.passing():
         outputs = loaded.model.generate(
             input_ids=as_words(loaded, ids),
             attention_mask=attention.to(loaded.device),
@@ -103,11 +145,11 @@ def cut(answer: list[int], ends: set[int]) -> tuple[int, ...]:
 
 
 def mean_log_probabilities(
-    loaded: LoadedModel, sequences: Sequence[TokenSequence], deltas: Deltas
+    loaded: LoadedModel, sequences: Sequence[TokenSequence], deltas: Deltas, tokens: Tokens = "all"
 ) -> list[float]:
     """Return each sequence's mean natural-log probability per token from its start on; 0 for no tokens."""
     means: list[float] = []
-    with torch.no_grad(), steered_everywhere(loaded, deltas):
+    with torch.no_grad(), steered_everywhere(loaded, deltas, tokens):
         for i in range(0, len(sequences), SEQUENCES_AT_A_TIME):
             means += batch_log_probabilities(loaded, sequences[i : i + SEQUENCES_AT_A_TIME])
     return means

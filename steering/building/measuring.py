@@ -10,6 +10,7 @@ from steering.building.generation import Deltas, generate_answers, mean_log_prob
 from steering.building.metrics import Metric, read_words
 from steering.building.pairs import TokenisedPair, TokenSequence
 from steering.loading import LoadedModel
+from steering.types import Tokens
 
 # An answer that says so many words in a row twice repeats itself.
 REPEATED_WORDS = 4
@@ -67,12 +68,19 @@ Measure = Callable[[Deltas, bool], Outcome]
 
 
 def measure_by_metric(
-    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], metric: Metric, max_tokens: int
+    loaded: LoadedModel,
+    prompts: Sequence[tuple[int, ...]],
+    metric: Metric,
+    max_tokens: int,
+    tokens: Tokens = "all",
 ) -> Measure:
-    """Return a measure that generates greedily and scores each answer by the metric, in its direction."""
+    """Return a measure that generates greedily and scores each answer by the metric, in its direction.
+
+    tokens: those that the deltas move.
+    """
 
     def measure(deltas: Deltas, fluently: bool) -> Outcome:
-        answered = generate_answers(loaded, prompts, deltas, max_tokens)
+        answered = generate_answers(loaded, prompts, deltas, max_tokens, tokens)
         texts = answer_texts(loaded, answered)
         scores = tuple(metric.direction * score for score in metric.score(loaded, texts))
         return Outcome(scores, texts, measure_fluency(loaded, answered, texts) if fluently else None)
@@ -80,17 +88,22 @@ def measure_by_metric(
     return measure
 
 
-def measure_by_margin(loaded: LoadedModel, pairs: Sequence[TokenisedPair], max_tokens: int) -> Measure:
-    """Return a measure of the margin log p(preferred) - log p(dispreferred), each per token."""
+def measure_by_margin(
+    loaded: LoadedModel, pairs: Sequence[TokenisedPair], max_tokens: int, tokens: Tokens = "all"
+) -> Measure:
+    """Return a measure of the margin log p(preferred) - log p(dispreferred), each per token.
+
+    tokens: those that the deltas move.
+    """
 
     def measure(deltas: Deltas, fluently: bool) -> Outcome:
-        preferred = mean_log_probabilities(loaded, [pair.preferred for pair in pairs], deltas)
-        dispreferred = mean_log_probabilities(loaded, [pair.dispreferred for pair in pairs], deltas)
+        preferred = mean_log_probabilities(loaded, [pair.preferred for pair in pairs], deltas, tokens)
+        dispreferred = mean_log_probabilities(loaded, [pair.dispreferred for pair in pairs], deltas, tokens)
         margins = tuple(p - d for p, d in zip(preferred, dispreferred, strict=True))
         choices = choose(pairs, preferred, dispreferred)
         if not fluently:
             return Outcome(margins, (), None, None, choices)
-        answered = generate_answers(loaded, [pair.prompt for pair in pairs], deltas, max_tokens)
+        answered = generate_answers(loaded, [pair.prompt for pair in pairs], deltas, max_tokens, tokens)
         texts = answer_texts(loaded, answered)
         return Outcome(margins, texts, measure_fluency(loaded, answered, texts), None, choices)
 

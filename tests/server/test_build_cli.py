@@ -10,9 +10,12 @@ import typer
 from typer.testing import CliRunner, Result
 
 from server.build_cli import Method, build
+from server.eval_cli import eval_profile
 from steering.building.builders import BUILDERS
 from steering.building.grains_options import PRESETS, GrainsOptions
+from tests.server.engine.test_seeing import noise
 from tests.tiny_models import save_tiny
+from tests.tiny_vlms import save_tiny_vlm
 from vector_store.local import LocalStore
 
 app = typer.Typer()
@@ -80,6 +83,8 @@ def test_a_profile_is_published_with_its_evidence(workplace: Path) -> None:
         (["--name", "b", "--metric", "absent.json"], "cannot be read"),
         (["--name", "b", "--model", "/absent"], "no directory"),
         (["--name", "b", "--most-steps", "8"], "--most-steps is about gradients"),
+        (["--name", "b", "--steer", "image"], "cannot move image tokens alone: model takes no images"),
+        (["--name", "b", "--steer", "text"], "cannot move text tokens alone: model takes no images"),
     ],
 )
 def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], reason: str) -> None:
@@ -132,6 +137,59 @@ def test_presets_and_options_of_grains_are_told_in_the_manifest(workplace: Path)
     assert told["attribution"] == "integrated"
     assert (told["steps"], told["tolerance"], told["tokens"], told["batch_tokens"]) == (20, None, 2, 64)
     assert not (workplace / "builds").exists() or not list((workplace / "builds").iterdir())
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a tiny model that takes images, pairs with and without, and neutral text."""
+    folder = tmp_path_factory.mktemp("seeing")
+    save_tiny_vlm("qwen3_vl", folder / "model")
+    records = []
+    for number in range(8):
+        noise((40, 40), number).save(folder / f"{number}.png")
+        records.append({"prompt": f"is it {number}?", "preferred": "no", "dispreferred": "yes it is"})
+    (folder / "words.jsonl").write_text("\n".join(map(json.dumps, records)))
+    told = [{**record, "image": f"{number}.png"} for number, record in enumerate(records)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, told)))
+    held_out = [{**record, "preferred": "not so"} for record in told]
+    (folder / "held_out.jsonl").write_text("\n".join(map(json.dumps, held_out)))
+    neutral = [{"text": "a quiet day"}, {"question": "how many?", "options": ["one", "two"], "answer": 0}]
+    (folder / "neutral.jsonl").write_text("\n".join(map(json.dumps, neutral)))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_a_profile_that_moves_one_kind_of_tokens_is_measured_by_those(seeing: Path, kind: str) -> None:
+    neutral = ["--neutral", str(seeing / "neutral.jsonl")]
+    options = ["--name", kind, "--steer", kind, "--method", "mean_difference", "--no-evidence", *neutral]
+    result = run(seeing, *options)
+    assert result.exit_code == 0, result.output
+    assert f"for {kind} tokens alone" in " ".join(result.stderr.split())
+    manifest = LocalStore(seeing / "store").get(kind).manifest
+    assert manifest.tokens == kind
+    calibrated = manifest.calibration
+    # The neutral text has no images: what moves images alone leaves it as it was.
+    assert (calibrated["loss"] == calibrated["unsteered"]["loss"]) == (kind == "image")
+    arguments = [kind, "--pairs", str(seeing / "held_out.jsonl"), "--model", str(seeing / "model"), *neutral]
+    arguments += ["--store", str(seeing / "store"), "--cache-dir", str(seeing), "--max-tokens", "2"]
+    arguments += ["--output", str(seeing / "found.json"), "--random", "2", "--strengths", "2"]
+    evaluating = typer.Typer()
+    evaluating.command()(eval_profile)
+    result = CliRunner().invoke(evaluating, [*arguments, "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    found = json.loads((seeing / "found.json").read_text())
+    rows = {row["strength"]: row for row in found["dose_response"]}
+    assert found["tokens"] == kind
+    assert rows[2]["score"] != rows[0]["score"]
+    assert (rows[2]["loss"] == rows[0]["loss"]) == (kind == "image")
+
+
+def test_image_tokens_of_pairs_without_images_are_not_there_to_be_moved(seeing: Path) -> None:
+    fixed = ["--model", str(seeing / "model"), "--cache-dir", str(seeing), "--store", str(seeing / "store")]
+    fixed += ["--device", "cpu", "--name", "none", "--steer", "image"]
+    result = CliRunner().invoke(app, [str(seeing / "words.jsonl"), *fixed])
+    assert result.exit_code == 1
+    assert "image tokens alone are to be moved, and there are none" in " ".join(result.stderr.split())
 
 
 def test_the_command_offers_every_preset_and_reading() -> None:
