@@ -163,8 +163,16 @@ def holds_tensors(value: Any) -> bool:
 
 
 def own_masks(masks: Any) -> tuple[Mapping[str, Tensor], tuple[tuple[int, int], ...]]:
-    """Return the family's masks and their mutual runs, if any; causal masks are the engine's to make."""
+    """Return the family's masks and their mutual runs, if any; causal masks are the engine's to make.
+
+    Raises ModelUnavailable for one mask for all layers, as of families whose whole prompt sees itself.
+    """
     if not isinstance(masks, dict):
+        if isinstance(masks, Tensor) and masks.dim() == 4 and mutual_runs(masks[0, 0]):
+            raise ModelUnavailable(
+                "this model hands its decoder one mask in which tokens attend to later ones, "
+                "which grainserve cannot batch"
+            )
         return {}, ()
     made = {kind: mask for kind, mask in masks.items() if isinstance(mask, Tensor) and mask.dim() == 4}
     mutual = merged(sorted(run for mask in made.values() for run in mutual_runs(mask[0, 0])))

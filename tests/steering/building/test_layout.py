@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from steering.building.ablation import FILLS, embed, mean_embedding, standing_in
-from steering.building.activations import mean_activations, watching
+from steering.building.activations import mean_activations, median_norms, watching
 from steering.building.attribution import AttributionOptions, attribute_context, attribute_prompt
 from steering.building.choosing import Choice, option_scores
 from steering.building.contrastive_gradient import across, steering_gradient
-from steering.building.generation import generate_answers, mean_log_probabilities
+from steering.building.generation import generate_answers, mean_log_probabilities, steered_everywhere
 from steering.building.objectives import projection, question
 from steering.building.pairs import (
     Pair,
@@ -26,11 +26,20 @@ from steering.building.pairs import (
     tokenise_text,
 )
 from steering.building.pictured import replaced
-from steering.errors import InvalidPairs
+from steering.errors import InvalidPairs, ModelUnavailable
 from steering.image_tokens import pieces
 from steering.loading import LoadedModel
 from steering.picturing import pictured_of
+from steering.types import Tokens
 from steering.vision import ImageInputs, JoinedPrompt, opened
+from steering.vision import joined as taken
+from tests.server.engine.reference import (
+    greedy_job,
+    naive_tokens,
+    naively_steered,
+    random_vectors,
+    term,
+)
 from tests.server.engine.test_seeing import noise
 from tests.steering.building.test_pictured import url
 from tests.tiny_vlms import VLMS
@@ -201,6 +210,57 @@ def test_options_of_a_question_are_as_likely_as_in_the_familys_own_forward(loade
         assert scores == pytest.approx([float(score) for score in own], abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["all", "text", "image"])
+@pytest.mark.parametrize("family", ["llava", *FAMILIES])
+def test_answers_steered_by_kind_of_token_are_those_of_a_hook_that_counts_tokens(
+    family: str, kind: Tokens, tiny_vlm: Loader
+) -> None:
+    loaded = tiny_vlm(family)
+    calm = random_vectors("calm", loaded, [1, 2])
+    prompts = [tokenise_prompt(loaded, asked(*seeds, words=words)) for seeds, words in CONVERSATIONS]
+    answered = generate_answers(loaded, prompts, calm.deltas, 6, kind)
+    unsteered = generate_answers(loaded, prompts, {}, 6)
+    assert answered[:3] != unsteered[:3]
+    assert (answered[3] == unsteered[3]) == (kind == "image")
+    for (seeds, words), found in zip(CONVERSATIONS, answered, strict=True):
+        prompt, images = as_the_model_has_it(loaded, *seeds, words=words)
+        job = greedy_job("job", prompt, 6, term(calm, 1.0, tokens=kind), images=images)
+        job = replace(job, sampling=replace(job.sampling, ignore_eos=False))
+        expected = [each for each in naive_tokens(loaded, job) if each != loaded.tokenizer.eos_token_id]
+        assert found.ids[found.start :] == tuple(expected)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_options_and_answers_are_as_likely_as_under_a_hook_that_counts_tokens(
+    loaded: LoadedModel, kind: Tokens
+) -> None:
+    calm, answer = random_vectors("calm", loaded, [1, 2]), tokenise_text(loaded, ANSWER)
+    rows = [sequence(loaded, *seeds, words=words) for seeds, words in CONVERSATIONS]
+    found = mean_log_probabilities(loaded, rows, calm.deltas, kind)
+    choices = [Choice(row.ids[: row.start], (answer,)) for row in rows]
+    with torch.no_grad(), steered_everywhere(loaded, calm.deltas, kind):
+        options = [score for (score,) in option_scores(loaded, choices)]
+    for place, (seeds, words) in enumerate(CONVERSATIONS):
+        prompt, images = as_the_model_has_it(loaded, *seeds, words=words)
+        job = greedy_job("job", prompt, 1, term(calm, 1.0, tokens=kind), images=images)
+        with naively_steered(loaded.blocks, job):
+            own = float(plain_log_probabilities(loaded, answer, *seeds, words=words).mean())
+        assert (found[place], options[place]) == pytest.approx((own, own), abs=1e-4)
+
+
+def test_the_unit_of_a_dose_for_images_is_the_norm_of_their_pieces(loaded: LoadedModel) -> None:
+    rows, shown = [sequence(loaded, seed) for seed in (1, 2)], dict[int, list[Tensor]]()
+    for seed, row in zip((1, 2), rows, strict=True):
+
+        def show(layer: int, hidden: Tensor, seen: list[int] = pieces(row.ids)) -> None:
+            shown.setdefault(layer, []).append(hidden[0, seen].norm(dim=-1))
+
+        with torch.no_grad(), watching(loaded.blocks, show):
+            loaded.model(**plain_inputs(loaded, (), seed))
+    expected = torch.stack([torch.cat(norms).median() for norms in shown.values()])
+    assert torch.allclose(median_norms(loaded, rows, "image"), expected, atol=1e-4)
+
+
 def joined(loaded: LoadedModel, *seeds: int) -> tuple[tuple[int, ...], ImageInputs, JoinedPrompt]:
     prompt, images = as_the_model_has_it(loaded, *seeds)
     assert images is not None
@@ -298,6 +358,14 @@ def test_what_does_not_follow_from_the_ids_is_refused(family: str, what: str, ti
     assert own.embeddings[begin].any()
     with pytest.raises(InvalidPairs, match=f"its images change {what} in a way"):
         replaced(loaded, prompt, images, own)
+
+
+def test_one_mask_in_which_words_see_later_ones_is_refused() -> None:
+    embeddings = torch.zeros(1, 3, 32)
+    causal = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
+    assert taken({"inputs_embeds": embeddings, "attention_mask": causal}).masks == {}
+    with pytest.raises(ModelUnavailable, match="attend to later ones"):
+        taken({"inputs_embeds": embeddings, "attention_mask": torch.ones_like(causal)})
 
 
 def test_images_of_other_shapes_are_other_pieces(tiny_vlm: Loader) -> None:
