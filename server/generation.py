@@ -3,12 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
 
-from server import replies
 from server.engine.protocol import Engine, GenerationJob, TokenEvent
-from server.replies import Choice
-from server.translate import Run
+from server.run import Choice, Run
 
 Events = AsyncGenerator[tuple[int, TokenEvent], None]
 Streams = Sequence[AsyncGenerator[TokenEvent, None]]
@@ -76,26 +73,10 @@ async def pump(
         arrivals.put_nowait((index, error))
 
 
-async def collected(run: Run, events: Events) -> dict[str, Any]:
-    """Return the whole answer."""
+async def collected(run: Run, events: Events) -> list[Choice]:
+    """Return the whole choices."""
     choices = [Choice() for _ in run.jobs]
     async with aclosing(events):
         async for index, event in events:
             choices[index].add(event)
-    return replies.completion(run, choices)
-
-
-async def chunked(run: Run, events: Events) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the answer's chunks: roles, contents, ends, and the usage if it was asked for."""
-    tokens = [0] * len(run.jobs)
-    for index in range(len(run.jobs)):
-        yield replies.opening(run, index)
-    async with aclosing(events):
-        async for index, event in events:
-            tokens[index] = event.completion_tokens
-            if event.text or event.logprobs:
-                yield replies.content(run, index, event)
-            if event.finish is not None:
-                yield replies.closing(run, index, event)
-    if run.include_usage:
-        yield replies.accounting(run, sum(tokens))
+    return choices

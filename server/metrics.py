@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from server.engine.protocol import Engine, TokenEvent
 from server.generation import Events
-from server.translate import Run
+from server.run import Run
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -86,8 +86,8 @@ class Meter:
         self._tokens[index], self._last[index] = event.completion_tokens, now
 
     def finish(self) -> None:
-        for steered in self._steered:
-            for term, tokens in zip(self._run.plan.terms, steered, strict=False):
+        for index, steered in enumerate(self._steered):
+            for term, tokens in zip(self._run.plan_of(index).terms, steered, strict=False):
                 self._metrics.steered_tokens.labels(term.vectors.name).inc(tokens)
 
 

@@ -11,16 +11,18 @@ from pydantic_core import ErrorDetails, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from server.wire import TAGS, ChatRequest, ImageUrl, Message, StreamOptions, TermRequest, TextPart
+from server.wire.base import TAGS
+from server.wire.chat import StreamOptions
+from server.wire.messages import ImageUrl, Message, TextPart
+from server.wire.steering import TermRequest
 from steering.errors import EngineOverloaded, InvalidRequest, InvalidSteering, SteeringError
 
 MAX_ERRORS = 10
 MAX_LENGTH = 200
 MAX_READ_ERRORS = 1000
 
-# Where a field stands in the body -> the model that knows its neighbours.
+# Where a field stands in a body, but for its top -> the model that knows its neighbours.
 NEIGHBOURS: dict[str, type[BaseModel]] = {
-    "": ChatRequest,
     "steering": TermRequest,
     "messages": Message,
     "content": TextPart,
@@ -53,11 +55,12 @@ class KeyRefused(InvalidRequest):
 
 
 class BodyRefused(InvalidRequest):
-    """The body is no valid request; the cause says where."""
+    """The body is no valid request; the cause says where, and `model` what was wanted."""
 
-    def __init__(self, cause: ValidationError) -> None:
+    def __init__(self, cause: ValidationError, model: type[BaseModel]) -> None:
         super().__init__("the body is not a valid request")
         self.cause = cause
+        self.model = model
 
 
 # What callers write whose other client, or whose reading of an answer, says it so.
@@ -92,7 +95,7 @@ class Problem:
 def problem_of(error: Exception) -> Problem:
     """Return what the caller is told; an error that is not meant for callers tells nothing of itself."""
     if isinstance(error, BodyRefused):
-        return problem_of_body(error.cause)
+        return problem_of_body(error.cause, error.model)
     if isinstance(error, SteeringError):
         return Problem(error.status, error.message, error.code, clip(error.param), headers_of(error))
     if isinstance(error, HTTPException):
@@ -112,7 +115,7 @@ def headers_of(error: SteeringError) -> dict[str, str]:
     return {}
 
 
-def problem_of_body(error: ValidationError) -> Problem:
+def problem_of_body(error: ValidationError, model: type[BaseModel]) -> Problem:
     """Return a validation answer: the first error's path and code, ten errors of 200 characters at most."""
     if error.error_count() > MAX_READ_ERRORS:  # reading them all out would hold up everybody
         return Problem(400, f"the body has {error.error_count()} mistakes", "invalid_value")
@@ -121,22 +124,23 @@ def problem_of_body(error: ValidationError) -> Problem:
     code = CODES.get(first["type"], "invalid_type" if first["type"].endswith("_type") else "invalid_value")
     if first["loc"][:1] == ("steering",):
         code = InvalidSteering.code
-    message = "; ".join(described(details))
+    message = "; ".join(described(details, model))
     return Problem(400, message, code, clip(param_of(first["loc"]) or None))
 
 
-def described(details: list[ErrorDetails]) -> Iterator[str]:
+def described(details: list[ErrorDetails], model: type[BaseModel]) -> Iterator[str]:
     for detail in details[:MAX_ERRORS]:
         place = param_of(detail["loc"])
-        yield clip(f"{place}: {message_of(detail)}" if place else message_of(detail))
+        told = message_of(detail, model)
+        yield clip(f"{place}: {told}" if place else told)
     if len(details) > MAX_ERRORS:
         yield f"and {len(details) - MAX_ERRORS} more"
 
 
-def message_of(detail: ErrorDetails) -> str:
+def message_of(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "extra_forbidden":
         name = str(detail["loc"][-1])
-        return f"unknown field{HINTS.get(name) or nearest(name, known_beside(detail['loc']))}"
+        return f"unknown field{HINTS.get(name) or nearest(name, known_beside(detail['loc'], model))}"
     if detail["type"] == "missing":
         return "required"
     if detail["type"] == "model_type":
@@ -144,10 +148,11 @@ def message_of(detail: ErrorDetails) -> str:
     return detail["msg"]
 
 
-def known_beside(location: tuple[int | str, ...]) -> list[str]:
+def known_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     """Return the fields that the object at the location has."""
     parents = [part for part in location[:-1] if isinstance(part, str) and part not in TAGS]
-    return list(NEIGHBOURS[parents[-1] if parents else ""].model_fields)
+    beside = NEIGHBOURS.get(parents[-1]) if parents else model
+    return list(beside.model_fields) if beside else []
 
 
 def nearest(name: str, known: list[str]) -> str:

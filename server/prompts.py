@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from server.wire import ImagePart, Message
+from server.wire.messages import ImagePart, Message
 from steering.errors import ContextLengthExceeded, InvalidRequest
 from steering.images import ImageLimits, InvalidImage, bytes_of, decoded
 from steering.picturing import Pictured, Prompt, templated

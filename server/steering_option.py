@@ -15,8 +15,8 @@ from server.steering_syntax import (
     parse_strength,
     written,
 )
-from server.wire import SteeringRequest, TermRequest
-from steering.errors import InvalidSteering, ProfileIncompatible, ProfileNotFound
+from server.wire.steering import SteeringRequest, TermRequest
+from steering.errors import InvalidRequest, InvalidSteering, ProfileIncompatible, ProfileNotFound
 from steering.plan import MOST_TERMS, applies
 from steering.types import ModelIdentity, Positions, SteeringPlan, SteeringTerm, Tokens
 from vector_store.manifest import incompatibility
@@ -154,8 +154,34 @@ def asked_in_body(steering: SteeringRequest | None) -> list[AskedTerm] | None:
     return [asked_in_object(term, f"steering[{index}]") for index, term in enumerate(steering)]
 
 
+def swept(steering: SteeringRequest | None, n: int | None) -> list[SteeringRequest | None]:
+    """Return the steering of each choice: one for each value where a term's strength is a list."""
+    if steering is None or isinstance(steering, str):
+        return [steering]
+    terms = [steering] if isinstance(steering, TermRequest) else steering
+    varied = [(term, term.strength) for term in terms if isinstance(term.strength, list)]
+    if not varied:
+        return [steering]
+    if len(varied) > 1:
+        raise InvalidSteering("one term's strength may be a list; give the others one each", "steering")
+    if n not in (None, 1):
+        raise InvalidRequest("a list of strengths makes a choice of each; leave n out", "n")
+    ((term, values),) = varied
+    return [with_strength(steering, term, value) for value in values]
+
+
+def with_strength(
+    steering: list[TermRequest] | TermRequest, varied: TermRequest, value: float
+) -> SteeringRequest:
+    chosen = varied.model_copy(update={"strength": value})
+    if isinstance(steering, list):
+        return [chosen if term is varied else term for term in steering]
+    return chosen
+
+
 def asked_in_object(term: TermRequest, place: str) -> AskedTerm:
     name, version = parse_profile(term.profile, f"{place}.profile")
+    assert not isinstance(term.strength, list)
     layers = None if term.layers is None else tuple(term.layers)
     return AskedTerm(place, True, name, version, term.strength, layers, term.positions, term.tokens)
 

@@ -1,12 +1,11 @@
 """From a chat request to the jobs that it becomes."""
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
-from server.engine.protocol import GenerationJob, ModelCard, SamplingParams
+from server.engine.protocol import GenerationJob, ModelCard
 from server.naming import ServedName
 from server.prompts import (
     pictured_prompt,
@@ -16,42 +15,23 @@ from server.prompts import (
     refuse_images,
     refuse_many,
 )
+from server.run import Run
+from server.sampling_option import max_tokens_of, reseeded, sampling_of
 from server.steering_option import (
     Resolver,
     agreed_plan,
     asked_in_body,
     asked_in_headers,
     asked_in_string,
+    swept,
 )
-from server.wire import ChatRequest
-from steering.errors import ContextLengthExceeded, InvalidRequest, InvalidSteering
+from server.wire.chat import ChatRequest, StreamOptions
+from server.wire.steering import SteeringRequest
+from steering.errors import InvalidRequest, InvalidSteering
 from steering.images import ImageLimits
 from steering.picturing import Prompt
 from steering.types import SteeringPlan
 from steering.vision import ImageInputs
-
-LEAST_TOP_P = 1e-6  # a top_p of 0 asks for the likeliest token, not for none
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One request on its way: its jobs, one a choice, and what every part of its answer repeats."""
-
-    id: str
-    created: int
-    model: str
-    fingerprint: str
-    jobs: tuple[GenerationJob, ...]
-    stream: bool
-    include_usage: bool
-
-    @property
-    def plan(self) -> SteeringPlan:
-        return self.jobs[0].plan
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.jobs[0].prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +67,28 @@ class Translator:
         """
         check_combinations(request)
         self._check_size(request)
-        plan = self.plan_of(request, headers)
+        plans = self.plans_of(request.model, request.steering, headers, request.n)
         prompt, inputs = self._prompt_of(request, images)
-        refuse_without_images(plan, inputs)
-        sampling = sampling_of(request, len(prompt), self.card)
+        refuse_without_images(plans[0], inputs)
+        sampling = sampling_of(
+            request,
+            max_tokens_of(*asked_tokens(request), len(prompt), self.card.context_length),
+            self.card,
+            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        )
         jobs = tuple(
-            GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, inputs)
-            for index in range(request.n or 1)
+            GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, inputs, run_id)
+            for index, plan in enumerate(plans)
         )
         return Run(
             id=run_id,
             created=created,
             model=request.model,
-            fingerprint=f"fp_{self.card.identity.fingerprint[:12]}",
+            fingerprint=self.fingerprint,
             jobs=jobs,
+            prompt_tokens=len(prompt),
             stream=bool(request.stream),
-            include_usage=bool(request.stream_options and request.stream_options.include_usage),
+            **streamed_usage(request.stream_options),
         )
 
     def _prompt_of(self, request: ChatRequest, images: Mapping[str, str | bytes]) -> Prompt:
@@ -115,14 +101,19 @@ class Translator:
             raise InvalidRequest(f"this server runs {self.most_choices} choices at most at once", "n")
         refuse_hopeless(request.messages, self.most_characters)
 
-    def plan_of(self, request: ChatRequest, headers: Headers) -> SteeringPlan:
-        suffix = self.served.suffix_of(request.model)
-        sources = (
-            asked_in_body(request.steering),
-            None if suffix is None else asked_in_string(suffix, "model"),
-            asked_in_headers(headers),
-        )
-        return agreed_plan(sources, self.resolver)
+    def plans_of(
+        self, model: str, steering: SteeringRequest | None, headers: Headers, n: int | None
+    ) -> list[SteeringPlan]:
+        """Return the plan of each choice: n times the same, or one for each strength of a sweep."""
+        suffix = self.served.suffix_of(model)
+        others = (None if suffix is None else asked_in_string(suffix, "model"), asked_in_headers(headers))
+        steerings = swept(steering, n)
+        plans = [agreed_plan((asked_in_body(each), *others), self.resolver) for each in steerings]
+        return plans if len(plans) > 1 else plans * (n or 1)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"fp_{self.card.identity.fingerprint[:12]}"
 
 
 def refuse_without_images(plan: SteeringPlan, images: ImageInputs | None) -> None:
@@ -136,8 +127,7 @@ def refuse_without_images(plan: SteeringPlan, images: ImageInputs | None) -> Non
 
 
 def check_combinations(request: ChatRequest) -> None:
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("stream_options is only for stream: true", "stream_options")
+    refuse_stream_options(request.stream_options, request.stream)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
     if None not in (request.max_tokens, request.max_completion_tokens) and (
@@ -148,81 +138,22 @@ def check_combinations(request: ChatRequest) -> None:
         )
 
 
-def sampling_of(request: ChatRequest, prompt_tokens: int, card: ModelCard) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=max_tokens_of(request, prompt_tokens, card.context_length),
-        temperature=default(request.temperature, 1.0),
-        top_p=max(LEAST_TOP_P, default(request.top_p, 1.0)),
-        top_k=max(0, request.top_k or 0),
-        min_p=default(request.min_p, 0.0),
-        repetition_penalty=default(request.repetition_penalty, 1.0),
-        presence_penalty=default(request.presence_penalty, 0.0),
-        frequency_penalty=default(request.frequency_penalty, 0.0),
-        logit_bias=logit_bias_of(request, card.vocabulary_size),
-        seed=request.seed,
-        stop=stop_of(request),
-        stop_token_ids=stop_token_ids_of(request, card.vocabulary_size),
-        ignore_eos=bool(request.ignore_eos),
-        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-    )
+def asked_tokens(request: ChatRequest) -> tuple[int | None, str]:
+    """Return how many tokens the request asks for, and the field that says so."""
+    if request.max_tokens is not None:
+        return request.max_tokens, "max_tokens"
+    return request.max_completion_tokens, "max_completion_tokens"
 
 
-def default(value: float | None, absent: float) -> float:
-    return absent if value is None else value
+def refuse_stream_options(options: StreamOptions | None, stream: bool | None) -> None:
+    if options is not None and not stream:
+        raise InvalidRequest("stream_options is only for stream: true", "stream_options")
 
 
-def max_tokens_of(request: ChatRequest, prompt_tokens: int, context_length: int) -> int:
-    """Return how many tokens may be generated: what was asked for, else the rest of the context."""
-    room = context_length - prompt_tokens
-    if room < 1:
-        raise ContextLengthExceeded(
-            f"the messages are {prompt_tokens} tokens, but this model's context is {context_length} tokens, "
-            "the completion included; shorten the messages",
-            "messages",
-        )
-    field = "max_tokens" if request.max_tokens is not None else "max_completion_tokens"
-    asked = getattr(request, field)
-    if asked is None:
-        return room
-    if asked > room:
-        raise ContextLengthExceeded(
-            f"the messages are {prompt_tokens} tokens and {field} is {asked}, together "
-            f"{prompt_tokens + asked}, but this model's context is {context_length} tokens; "
-            f"{field} can be {room} at most here",
-            field,
-        )
-    return int(asked)
-
-
-def stop_of(request: ChatRequest) -> tuple[str, ...]:
-    if request.stop is None:
-        return ()
-    return (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-
-
-def logit_bias_of(request: ChatRequest, vocabulary_size: int) -> dict[int, float]:
-    bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
-    check_tokens(bias, vocabulary_size, "logit_bias")
-    return bias
-
-
-def stop_token_ids_of(request: ChatRequest, vocabulary_size: int) -> tuple[int, ...]:
-    tokens = dict.fromkeys(request.stop_token_ids or ())
-    check_tokens(tokens, vocabulary_size, "stop_token_ids")
-    return tuple(tokens)
-
-
-def check_tokens(tokens: Mapping[int, object], vocabulary_size: int, param: str) -> None:
-    for token in tokens:
-        if not 0 <= token < vocabulary_size:
-            raise InvalidRequest(
-                f"{str(token)[:40]} is no token of this model; ids go from 0 to {vocabulary_size - 1}", param
-            )
-
-
-def reseeded(sampling: SamplingParams, index: int) -> SamplingParams:
-    """Return the sampling of one choice: a seed of its own, unlike those next to the caller's."""
-    if sampling.seed is None or index == 0:
-        return sampling
-    digest = hashlib.blake2b(f"{sampling.seed}/{index}".encode(), digest_size=8).digest()
-    return replace(sampling, seed=int.from_bytes(digest, "little", signed=True))
+def streamed_usage(options: StreamOptions | None) -> dict[str, bool]:
+    """Return which usage a stream tells, as fields of a run; continuous usage has a last one too."""
+    continuous = bool(options and options.continuous_usage_stats)
+    return {
+        "include_usage": continuous or bool(options and options.include_usage),
+        "continuous_usage": continuous,
+    }

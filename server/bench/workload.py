@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from server.prompts import prompt_of
-from server.wire import Message
+from server.wire.messages import Message
 from steering.loading import LoadedModel
 from steering.types import ModelIdentity
 from vector_store.local import LocalStore

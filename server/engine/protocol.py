@@ -17,7 +17,8 @@ class SamplingParams:
     """How the next token is chosen and when to stop.
 
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
-    logprobs: None for none, else how many alternatives to report beside each chosen token.
+    logprobs: None for none, else how many alternatives to report beside each chosen token; prompt_logprobs:
+    the same for the prompt's tokens, and then max_tokens may be 0.
     """
 
     max_tokens: int
@@ -34,6 +35,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class GenerationJob:
     """One choice to generate: token ids of the rendered prompt, sampling, the steering plan, and images.
 
     images: None: words alone; else the tensors whose features stand where the prompt's image tokens are.
+    siblings: jobs of one such name have the same prompt and images, so that one prefill may serve them all.
     """
 
     id: str
@@ -48,6 +51,7 @@ class GenerationJob:
     sampling: SamplingParams
     plan: SteeringPlan = field(default_factory=SteeringPlan)
     images: ImageInputs | None = None
+    siblings: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,7 @@ class TokenEvent:
 
     text: whole characters, never part of a stop string; may be empty.
     completion_tokens: tokens generated so far, the stop token included.
+    prompt_logprobs: on the first event, if asked for: those of the prompt's tokens from the second one on.
     steered_tokens: so far, for each term of the plan, the token positions that it moved.
     finish: set on the last event only.
     """
@@ -80,6 +85,7 @@ class TokenEvent:
     text: str
     completion_tokens: int
     logprobs: tuple[PositionLogprobs, ...] = ()
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     steered_tokens: tuple[int, ...] = ()
     finish: FinishReason | None = None
 

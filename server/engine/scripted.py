@@ -101,6 +101,9 @@ class ScriptedEngine:
             raise EngineUnavailable(f"the engine is {self._state}{reason}")
 
     async def _events(self, job: GenerationJob) -> AsyncGenerator[TokenEvent, None]:
+        if not job.sampling.max_tokens:
+            yield unanswered(job)
+            return
         answer = Answer(job)
         for token in answer_tokens(self._script(job), job):
             await asyncio.sleep(self._delay)
@@ -178,6 +181,7 @@ class Answer:
             text,
             self._tokens,
             scripted_logprobs(token, self._job.sampling.logprobs),
+            prompt_logprobs(self._job) if self._tokens == 1 else (),
             steered_tokens(self._job.plan, len(self._job.prompt), self._tokens),
             finish,
         )
@@ -208,6 +212,18 @@ def scripted_logprobs(token: int, alternatives: int | None) -> tuple[PositionLog
         return ()
     top = (token_logprob((token + step) % 256, LOGPROB - step) for step in range(alternatives))
     return (PositionLogprobs(token_logprob(token, LOGPROB), tuple(top)),)
+
+
+def prompt_logprobs(job: GenerationJob) -> tuple[PositionLogprobs, ...]:
+    wanted = job.sampling.prompt_logprobs
+    return tuple(each for token in job.prompt[1:] for each in scripted_logprobs(token, wanted))
+
+
+def unanswered(job: GenerationJob) -> TokenEvent:
+    """Return all that there is of a job that asks for no token: its prompt's log-probabilities."""
+    return TokenEvent(
+        "", 0, (), prompt_logprobs(job), steered_tokens(job.plan, len(job.prompt), 1), finish="length"
+    )
 
 
 def token_logprob(token: int, logprob: float) -> TokenLogprob:

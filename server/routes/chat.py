@@ -1,30 +1,25 @@
 """POST /v1/chat/completions."""
 
-import json
 import time
 import uuid
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 
 from anyio import to_thread
 from fastapi import APIRouter
-from pydantic import ValidationError
 from pydantic_core import to_json
-from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.chat_replies import chunked, completion
 from server.disconnects import CLIENT_LEFT, ClientLeft, while_connected
-from server.generation import admit, chunked, close, collected, merged
+from server.generation import admit, close, collected, merged
 from server.metrics import Meter, metered
-from server.problems import BodyRefused, WrongContentType
+from server.reading import body_of, parsed
+from server.run import Run
 from server.service import Service, service_of
 from server.sse import EventStream, framed_all
-from server.translate import Run
-from server.wire import ChatRequest
-from steering.errors import InvalidRequest, InvalidSteering
-from vector_store.names import quoted
+from server.wire.chat import ChatRequest
 
 router = APIRouter()
 PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema"
@@ -43,21 +38,17 @@ async def create_chat_completion(request: Request) -> Response:
     if run.stream:
         return EventStream(framed_all(chunked(run, events)), partial(close, streams))
     try:
-        body = await while_connected(request.receive, collected(run, events))
+        choices = await while_connected(request.receive, collected(run, events))
     except ClientLeft:
         return Response(status_code=CLIENT_LEFT)
     finally:
         await close(streams)
-    return Response(to_json(body), media_type="application/json")
+    return Response(to_json(completion(run, choices)), media_type="application/json")
 
 
 async def read_run(request: Request, service: Service) -> Run:
     """Return the run of the request; parsing, rendering and tokenising stay off the event loop."""
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise WrongContentType("send the body as JSON, with 'Content-Type: application/json'")
-    refuse_query(request.query_params)
-    body = await request.body()
+    body = await body_of(request)
     # Few at a time: a body of megabytes takes seconds and hundreds of megabytes to tokenise.
     asked, urls = await to_thread.run_sync(looked_into, body, service, limiter=service.translating)
     images: dict[str, str | bytes] = {**urls, **await service.fetcher.fetch_all(urls)}
@@ -65,18 +56,9 @@ async def read_run(request: Request, service: Service) -> Run:
     return await to_thread.run_sync(translated, asked, request, service, images, limiter=limiter)
 
 
-def refuse_query(query: QueryParams) -> None:
-    """Refuse steering in the address, rather than run without what it asked for."""
-    for name in query:
-        if "steering" in name.lower():
-            raise InvalidSteering(
-                f"{quoted(name)} stands in the address; send 'steering' in the body", name[:200]
-            )
-
-
 def looked_into(body: bytes, service: Service) -> tuple[ChatRequest, dict[str, str]]:
     """Return the request, and the URLs of its images."""
-    asked = parsed(body)
+    asked = parsed(body, ChatRequest)
     return asked, service.translator.images_of(asked)
 
 
@@ -85,21 +67,3 @@ def translated(
 ) -> Run:
     run_id = f"chatcmpl-{uuid.uuid4().hex}"
     return service.translator.run_of(asked, request.headers, images, run_id, int(time.time()))
-
-
-def parsed(body: bytes) -> ChatRequest:
-    try:
-        request = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise BodyRefused(error) from None
-    json.loads(body, object_pairs_hook=refuse_repeats)
-    return request
-
-
-def refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse an object that says a key twice: the last one would win without a word."""
-    read = dict(pairs)
-    if len(read) < len(pairs):
-        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise InvalidRequest(f"{quoted(repeated)} stands twice in one object; say it once", repeated[:200])
-    return read

@@ -13,7 +13,7 @@ from server.engine.batcher import BatchLimits
 from server.engine.protocol import GenerationJob, SamplingParams
 from server.engine.transformers_engine import TransformersEngine
 from server.prompts import prompt_of
-from server.wire import Message
+from server.wire.messages import Message
 from steering.loading import LoadedModel
 from steering.types import SteeringPlan, SteeringTerm
 from tests.server.engine.reference import naive_text

@@ -1,0 +1,61 @@
+"""What all answers say alike: usage, log-probabilities, and the proof of steering."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.engine.protocol import TokenLogprob
+from server.run import Run
+from steering.types import SteeringPlan
+
+LEAST_LOGPROB = -9999.0  # OpenAI's word for "very unlikely"; JSON has no infinity
+
+
+def usage(run: Run, completion_tokens: int) -> dict[str, int]:
+    """Return the counts; a prompt with several choices counts once."""
+    return {
+        "prompt_tokens": run.prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": run.prompt_tokens + completion_tokens,
+    }
+
+
+def proof(run: Run, steered_tokens: Mapping[int, Sequence[int]]) -> dict[str, Any]:
+    """Return the `steering` key that proves a steered answer; nothing for an unsteered one.
+
+    steered_tokens: of each choice that the answer holds, the positions that each term moved. Choices that
+    are steered alike share their terms; those of a sweep each have their own, with the choice's index.
+    """
+    if run.sweeps:
+        own = [
+            {"choice": index, **each}
+            for index, steered in sorted(steered_tokens.items())
+            for each in terms(run.plan_of(index), steered)
+        ]
+        return {"steering": own} if own else {}
+    steered = [sum(tokens) for tokens in zip(*steered_tokens.values(), strict=True)]
+    shared = terms(run.plan_of(0), steered)
+    return {"steering": shared} if shared else {}
+
+
+def terms(plan: SteeringPlan, steered_tokens: Sequence[int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "profile": term.vectors.name,
+            "version": term.vectors.version,
+            "digest": term.vectors.digest,
+            "strength": term.strength,
+            "layers": list(term.layers),
+            "positions": term.positions,
+            "tokens": term.tokens,
+            "steered_tokens": steered,
+        }
+        for term, steered in zip(plan.terms, steered_tokens, strict=True)
+    ]
+
+
+def token_logprob(token: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": token.token,
+        "logprob": max(token.logprob, LEAST_LOGPROB),
+        "bytes": list(token.bytes),
+    }
