@@ -113,8 +113,9 @@ def generate_batch(
 
 
 def as_words(loaded: LoadedModel, ids: Tensor) -> Tensor:
-    """Return ids with the model's own token in the place of each piece of an image."""
-    return ids.where(ids < FIRST, loaded.image_token or 0).to(loaded.device)
+    """Return ids with the model's own token, if it has an embedding, for each piece of an image."""
+    own = loaded.image_token or 0
+    return ids.where(ids < FIRST, own if own < loaded.vocabulary_size else 0).to(loaded.device)
 
 
 def features(loaded: LoadedModel, ids: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from steering.building.pictured import rendered_with_images, tokenise_pictured, urls_of
+from steering.building.pictured import rendered_with_images, tokenise_pictured, tokenise_rendered, urls_of
 from steering.errors import InvalidPairs
 from steering.loading import LoadedModel
 
@@ -152,12 +152,10 @@ def tokenise_demonstration(
 
     Raises InvalidPairs where the chat template changes an earlier turn of the assistant.
     """
-    if urls_of((*shown.messages, *asked.messages)):
-        raise InvalidPairs("the reading 'demonstration' takes pairs without images; use another --reading")
     head = tokenise_prompt(loaded, shown.messages)
     example = tokenise_text(loaded, answer)
     turns = [message for message in asked.messages if message["role"] != "system"]
-    if loaded.tokenizer.chat_template is None:
+    if loaded.processor is None and loaded.tokenizer.chat_template is None:
         text = "".join(message["content"] + "\n" for message in turns)
         tail = tokenise_text(loaded, "\n" + text)
     else:
@@ -167,11 +165,15 @@ def tokenise_demonstration(
             raise InvalidPairs(
                 "the model's chat template changes earlier answers; use the reading 'response'"
             )
-        tail = tokenise_text(loaded, whole.removeprefix(before))
+        tail = tokenise_rest(loaded, whole.removeprefix(before), urls_of(turns))
     prompt = (*head, *example, *tail)
     answers = [tokenise_text(loaded, text) for text in (asked.preferred, asked.dispreferred)]
     continued = TokenisedPair(*(TokenSequence(prompt + answer, len(prompt)) for answer in answers))
     return continued, range(len(head), len(head) + len(example))
+
+
+def tokenise_rest(loaded: LoadedModel, text: str, urls: Sequence[str]) -> tuple[int, ...]:
+    return tokenise_rendered(loaded, text, urls) if urls else tokenise_text(loaded, text)
 
 
 def rendered(loaded: LoadedModel, messages: Sequence[Message]) -> str:

@@ -25,10 +25,17 @@ def tokenise_pictured(loaded: LoadedModel, messages: Sequence[Mapping[str, Any]]
 
     Raises InvalidPairs for a model that takes no images, or treats them in a way that ids cannot tell.
     """
-    told = sha256(json.dumps(list(messages)).encode()).hexdigest()
+    if loaded.processor is None:
+        raise InvalidPairs(f"there are images, and {loaded.identity.id} takes none; name another --model")
+    return tokenise_rendered(loaded, rendered_with_images(loaded, messages), urls_of(messages))
+
+
+def tokenise_rendered(loaded: LoadedModel, text: str, urls: Sequence[str]) -> tuple[int, ...]:
+    """Return a rendered conversation, or a part of one, as ids; urls: its images."""
+    told = sha256(json.dumps([text, *urls]).encode()).hexdigest()
     known = loaded.image_tokens.prompts
     if told not in known:
-        known[told] = seen(loaded, messages)
+        known[told] = seen(loaded, text, urls)
     return known[told]
 
 
@@ -42,12 +49,10 @@ def picture_of(url: str) -> Image.Image:
     return decoded(bytes_of(url, "image"), MOST_PIXELS, "image")
 
 
-def seen(loaded: LoadedModel, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    if loaded.processor is None:
-        raise InvalidPairs(f"there are images, and {loaded.identity.id} takes none; name another --model")
-    pictures = [picture_of(url) for url in urls_of(messages)]
-    prompt, images = pictured_of(loaded).prompt(rendered_with_images(loaded, messages), pictures)
-    assert images is not None
+def seen(loaded: LoadedModel, text: str, urls: Sequence[str]) -> tuple[int, ...]:
+    prompt, images = pictured_of(loaded).prompt(text, [picture_of(url) for url in urls])
+    if images is None:
+        return prompt
     with opened(loaded) as door, torch.no_grad():
         joined = door.join(prompt, images)
     return replaced(loaded, prompt, images, joined)

@@ -13,21 +13,27 @@ from torch.nn.functional import normalize
 from steering.building.ablation import FILLS, embed, mean_embedding, standing_in
 from steering.building.activations import mean_activations, median_norms, watching
 from steering.building.attribution import AttributionOptions, attribute_context, attribute_prompt
+from steering.building.builders import BUILDERS
 from steering.building.choosing import Choice, option_scores
 from steering.building.contrastive_gradient import across, steering_gradient
 from steering.building.generation import generate_answers, mean_log_probabilities, steered_everywhere
-from steering.building.objectives import projection, question
+from steering.building.grains_options import GrainsOptions
+from steering.building.memo import Memo
+from steering.building.objectives import answers_contrast, projection, question
 from steering.building.pairs import (
     Pair,
     TokenSequence,
     parted,
+    tokenise_demonstration,
     tokenise_pair,
     tokenise_prompt,
     tokenise_text,
 )
 from steering.building.pictured import replaced
+from steering.building.progress import silent
+from steering.building.scoring import READINGS
 from steering.errors import InvalidPairs, ModelUnavailable
-from steering.image_tokens import pieces
+from steering.image_tokens import is_piece, pieces
 from steering.loading import LoadedModel
 from steering.picturing import pictured_of
 from steering.types import Tokens
@@ -210,6 +216,31 @@ def test_options_of_a_question_are_as_likely_as_in_the_familys_own_forward(loade
         assert scores == pytest.approx([float(score) for score in own], abs=1e-5)
 
 
+def test_an_example_with_an_image_comes_before_a_question_with_another(loaded: LoadedModel) -> None:
+    shown, put = (Pair(1, tuple(asked(seed)), "yes it is", "no it is not") for seed in (1, 2))
+    continued, place = tokenise_demonstration(loaded, shown, "an example", put)
+    example, ids = tokenise_text(loaded, "an example"), continued.prompt
+    assert ids[place.start : place.stop] == example
+    assert len(pieces(ids[: place.start])) > 1 < len(pieces(ids[place.stop :]))
+    # The words are the whole conversation's, and the images those of its two turns.
+    head, tail = plain_inputs(loaded, (), 1), plain_inputs(loaded, (), 2)
+    words = torch.tensor([[loaded.image_token if is_piece(token) else token for token in ids]])
+    answer = continued.preferred.ids[len(ids) :]
+    own = {"input_ids": torch.cat([words, torch.tensor([answer])], dim=1)}
+    for name in head.keys() - {"input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"}:
+        own[name] = torch.cat([head[name], tail[name]])
+    types = (own["input_ids"] == loaded.image_token).long()
+    own |= {name: types for name in ("mm_token_type_ids", "token_type_ids") if name in head}
+    with torch.no_grad():
+        logits = loaded.model(**own).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        between = answers_contrast(loaded, continued, place, per_token=True)
+        contrast = float(between.objective(between.inputs[None]))
+    expected = logits.gather(1, torch.tensor(answer)[:, None]).mean()
+    sides = mean_log_probabilities(loaded, [continued.preferred, continued.dispreferred], {})
+    assert sides[0] == pytest.approx(float(expected), abs=1e-5)
+    assert contrast == pytest.approx(sides[0] - sides[1], abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["all", "text", "image"])
 @pytest.mark.parametrize("family", ["llava", *FAMILIES])
 def test_answers_steered_by_kind_of_token_are_those_of_a_hook_that_counts_tokens(
@@ -315,6 +346,30 @@ def test_words_and_pieces_are_attributed_together(loaded: LoadedModel, method: A
     assert len(found.scores) == len(pair.prompt)
     assert all(found.scores[place] for place in pieces(pair.prompt))
     assert found.gap < 0.05 or not options.adds_up
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_every_reading_finds_directions_in_pairs_with_images(loaded: LoadedModel, reading: Any) -> None:
+    pairs = [Pair(seed, tuple(asked(seed)), "yes it is", "no it is not") for seed in (1, 2, 3)]
+    options = GrainsOptions(reading=reading, block=1)
+    found = BUILDERS["grains"](loaded, pairs, options, silent, Memo())
+    assert bool(found.vectors.isfinite().all())
+    assert bool(found.vectors.any(dim=1).all())
+    # The other readings score answers, which are words alone.
+    assert ("image_share" in found.parameters) == (reading in ("shared", "authors", "context"))
+
+
+@pytest.mark.parametrize("method", BUILDERS)
+def test_every_method_finds_the_same_directions_whatever_was_seen_before(
+    loaded: LoadedModel, method: str
+) -> None:
+    pairs = [Pair(seed, tuple(asked(seed)), "yes it is", "no it is not") for seed in (1, 2)]
+    options = GrainsOptions(ablation="mask")
+    first, _, again = (
+        BUILDERS[method](loaded, found, options, silent, Memo()).vectors
+        for found in (pairs, [Pair(9, tuple(asked(9, 4, words="these")), "a", "b")], pairs)
+    )
+    assert torch.equal(first, again)
 
 
 def test_a_pieces_score_is_what_taking_it_out_does(loaded: LoadedModel) -> None:
