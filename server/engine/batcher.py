@@ -30,6 +30,8 @@ ALONE = 4
 # How many times shorter a piece of a prompt with images is while others decode. Such prompts are long and
 # take passes of their own, in every second step only, so that the others' pauses at most double on average.
 WITH_IMAGES = 4
+# Tokens of a piece whose log-probabilities are asked for: each takes a row of the vocabulary's size.
+TOLD = 256
 
 Emit = Callable[[RunningRequest, TokenEvent | SteeringError], None]
 
@@ -138,18 +140,18 @@ class Batcher:
     def _next_prefill(self) -> list[Piece]:
         """Return the next piece: of a long prompt, or several short ones whole; in turn where both wait.
 
-        Empty if all that wait have images and let this step be.
+        Empty if all that wait have images and let this step be, or follow those that do.
         """
         limit = self._limits.prefill * (1 if self._decoding else ALONE)
-        prefilling = [slot for slot in range(self._decoding, len(self._slots)) if not self._rests(slot)]
+        waiting = range(self._decoding, len(self._slots))
+        prefilling = [slot for slot in waiting if not self._rests(slot) and not self._follows(slot)]
         order = sorted(prefilling, key=lambda slot: self._slots[slot].number)
         long = [slot for slot in order if self._alone(self._slots[slot], limit)]
         short = [slot for slot in order if slot not in long]
         if long and (self._long_is_next or not short):
             self._long_is_next = False
             request = self._slots[long[0]]
-            gentle = max(1, limit // WITH_IMAGES) if self._decoding and request.sees_images else limit
-            return [Piece(long[0], request, request.next_piece(gentle))]
+            return [Piece(long[0], request, request.next_piece(self._alone_limit(request, limit)))]
         self._long_is_next = True
         return self._together(short, limit)
 
@@ -157,8 +159,22 @@ class Batcher:
         """Whether a prompt with images leaves this step to those that decode."""
         return self._saw_images and self._decoding > 0 and self._slots[slot].sees_images
 
+    def _follows(self, slot: int) -> bool:
+        """Whether an older request is doing the same prefill, whose end will serve this one too."""
+        request = self._slots[slot]
+        return any(
+            other.number < request.number and request.shares_prefill(other)
+            for other in self._slots[self._decoding :]
+        )
+
     def _alone(self, request: RunningRequest, limit: int) -> bool:
-        return request.computed > 0 or request.pending > limit or request.sees_images
+        special = request.sees_images or request.wants_prompt_logprobs
+        return request.computed > 0 or request.pending > limit or special
+
+    def _alone_limit(self, request: RunningRequest, limit: int) -> int:
+        if request.wants_prompt_logprobs:
+            return min(limit, TOLD)
+        return max(1, limit // WITH_IMAGES) if self._decoding and request.sees_images else limit
 
     def _together(self, slots: Sequence[int], limit: int) -> list[Piece]:
         """Return as many whole prompts as fit into one pass, padding counted."""
@@ -178,10 +194,29 @@ class Batcher:
         for piece, result in results:
             if isinstance(result, Exception):
                 self._fail(piece.request, result)
-        done = [(p.request, row) for p, row in results if isinstance(row, Tensor) and not p.request.pending]
+        done = [
+            (request, row)
+            for piece, row in results
+            if isinstance(row, Tensor) and not piece.request.pending
+            for request in (piece.request, *self._followers(piece))
+        ]
         tokens = choose_tokens([row for _, row in done], [request.sampler for request, _ in done])
         for (request, row), token in zip(done, tokens, strict=True):
             self._take(request, row, token)
+
+    def _followers(self, finished: Piece) -> list[RunningRequest]:
+        """Return the requests that share the prefill that a piece finished, now as far as its own."""
+        leader = finished.request
+        waiting = range(self._decoding, len(self._slots))
+        followers = [
+            slot
+            for slot in waiting
+            if self._slots[slot] is not leader and self._slots[slot].shares_prefill(leader)
+        ]
+        for slot in followers:
+            self._cache.move(finished.slot, slot, leader.computed)
+            self._slots[slot].follow(leader)
+        return [self._slots[slot] for slot in followers]
 
     def _logits(self, pieces: Sequence[Piece]) -> list[tuple[Piece, Tensor | Exception]]:
         """Return each piece's logits; when a pass fails, its pieces run alone to find the culprit."""

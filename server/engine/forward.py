@@ -30,7 +30,7 @@ class ForwardPass:
     """Runs pieces on the model: one token each of slots 0..n-1, whole fresh prompts, or one longer piece.
 
     A prompt with images goes alone: the model embeds its tokens as words, and the door puts what the images
-    made of them in their place.
+    made of them in their place. So does one whose tokens' log-probabilities are asked for.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class ForwardPass:
         tokens, positions = padded_tokens(pieces, self._device)
         batch = self._decode_steering(pieces) if decoding else self._steering_of(pieces)
         seen = joined_piece(pieces)
+        telling = len(pieces) == 1 and pieces[0].request.wants_prompt_logprobs
         with self._steering.applying(batch), self._door.handing(seen):
             output = self._model(
                 input_ids=tokens,
@@ -66,8 +67,10 @@ class ForwardPass:
                 attention_mask=self._masks.masks(window, self._device),
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=0 if telling else 1,
             )
+        if telling:
+            pieces[0].request.note_prompt(output.logits[0].float())
         for piece, steered in zip(pieces, batch.steered_tokens, strict=True):
             piece.request.advance(piece.count, steered)
         return output.logits[:, -1].float()

@@ -17,6 +17,7 @@ from server.engine.sampling import Sampler, top_logprobs
 from server.engine.text import Detokenizer, StopMatcher
 from server.engine.token_bytes import token_bytes
 from steering.plan import HeldPlan
+from steering.types import SteeringPlan
 from steering.vision import JoinedPrompt
 
 ARRIVALS = count()
@@ -45,6 +46,8 @@ class RunningRequest:
         self._final = frozenset(job.sampling.stop_token_ids) | (
             frozenset() if job.sampling.ignore_eos else eos
         )
+        self._prompt_logprobs: list[PositionLogprobs] = []
+        self._begun = False
 
     @property
     def prompt_length(self) -> int:
@@ -63,6 +66,29 @@ class RunningRequest:
     def sees_images(self) -> bool:
         """Whether the model has yet to read a prompt with images, which takes passes of its own."""
         return self.joined is not None and self.computed < self.prompt_length
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the next pass must tell prompt tokens' log-probabilities, which takes all its logits."""
+        asked = self.job.sampling.prompt_logprobs is not None and not self._begun
+        return asked and self.computed < self.prompt_length
+
+    def shares_prefill(self, other: "RunningRequest") -> bool:
+        """Whether this prompt's keys and values, and what is told of it, would be the other's to the bit."""
+        return (
+            self.job.siblings is not None
+            and self.job.siblings == other.job.siblings
+            and not self._begun
+            and not other._begun
+            and self.job.sampling.prompt_logprobs == other.job.sampling.prompt_logprobs
+            and prompt_steering(self.job.plan) == prompt_steering(other.job.plan)
+        )
+
+    def follow(self, leader: "RunningRequest") -> None:
+        """Take over where a request that shares this one's prefill has just finished it."""
+        self.computed = leader.computed
+        self.steered = list(leader.steered)
+        self._prompt_logprobs = leader._prompt_logprobs
 
     def next_piece(self, limit: int) -> int:
         """Return how many of the pending tokens the next pass may take."""
@@ -89,9 +115,29 @@ class RunningRequest:
         """Forget what the cache held; all tokens will pass through the model, and be counted, again."""
         self.computed = 0
         self.steered = [0] * len(self.steered)
+        self._prompt_logprobs = []
+
+    def note_prompt(self, logits: Tensor) -> None:
+        """Note the log-probabilities of the prompt tokens after those that a pass is about to add.
+
+        logits float32 [pass's tokens, vocabulary].
+        """
+        asked = self.job.sampling.prompt_logprobs
+        assert asked is not None
+        following = self.tokens[self.computed + 1 : self.computed + 1 + len(logits)]
+        following = following[: self.prompt_length - self.computed - 1]
+        for token, row in zip(following, logits, strict=False):
+            self._prompt_logprobs.append(self._position(row, token, asked))
 
     def accept(self, token: int, logits: Tensor) -> TokenEvent:
-        """Append a chosen token and return what became certain by it; logits float32 [vocabulary]."""
+        """Append a chosen token and return what became certain by it; logits float32 [vocabulary].
+
+        Where no token was asked for, the chosen one is none.
+        """
+        if not self.job.sampling.max_tokens:
+            return TokenEvent(
+                "", 0, (), tuple(self._prompt_logprobs), tuple(self.steered), finish="length"
+            )
         self.tokens.append(token)
         self.sampler.record(token)
         if token in self._final:
@@ -110,20 +156,32 @@ class RunningRequest:
             rest, stopped = self._stops.push(self._text.flush())
             text += rest + self._stops.flush()
             finish = "stop" if stopped else finish
+        told, self._begun = () if self._begun else tuple(self._prompt_logprobs), True
         return TokenEvent(
             text=text,
             completion_tokens=self.completion_tokens,
             logprobs=self._logprobs(logits),
+            prompt_logprobs=told,
             steered_tokens=tuple(self.steered),
             finish=finish,
         )
 
     def _logprobs(self, logits: Tensor) -> tuple[PositionLogprobs, ...]:
         count = self.job.sampling.logprobs
-        if count is None:
-            return ()
+        return () if count is None else (self._position(logits, self.tokens[-1], count),)
+
+    def _position(self, logits: Tensor, token: int, count: int) -> PositionLogprobs:
         chosen, *top = (
-            TokenLogprob(*token_bytes(self._tokenizer, token), logprob)
-            for token, logprob in top_logprobs(logits, self.tokens[-1], count)
+            TokenLogprob(*token_bytes(self._tokenizer, each), logprob)
+            for each, logprob in top_logprobs(logits, token, count)
         )
-        return (PositionLogprobs(chosen, tuple(top)),)
+        return PositionLogprobs(chosen, tuple(top))
+
+
+def prompt_steering(plan: SteeringPlan) -> list[tuple[object, ...]]:
+    """Return what of a plan moves a prompt's tokens: prompts that are moved alike have the same cache."""
+    return [
+        (place, term.vectors.digest, term.strength, term.layers, term.tokens)
+        for place, term in enumerate(plan.terms)
+        if term.strength and term.positions != "generated"
+    ]

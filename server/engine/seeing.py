@@ -45,7 +45,9 @@ class Seeing:
         if request in self._waiting:
             self._waiting.remove(request)
         if request in self._held:
-            self._held.pop(request).cancel()
+            future = self._held.pop(request)
+            if future not in self._held.values():
+                future.cancel()
             self._start()
 
     def finished(self) -> Iterator[Seen]:
@@ -62,9 +64,19 @@ class Seeing:
     def _start(self) -> None:
         while self._waiting and len(self._held) < self._most:
             request = self._waiting.popleft()
-            future = self._pool.submit(self._see, request)
+            future = self._shared(request) or self._pool.submit(self._see, request)
             self._held[request] = future
             future.add_done_callback(lambda _, request=request: self._note(request))  # type: ignore[misc]
+
+    def _shared(self, request: RunningRequest) -> Future[JoinedPrompt] | None:
+        """Return what another choice of the same prompt has begun, if any."""
+        siblings = request.job.siblings
+        same = (
+            future
+            for other, future in self._held.items()
+            if siblings is not None and other.job.siblings == siblings
+        )
+        return next(same, None)
 
     def _see(self, request: RunningRequest) -> JoinedPrompt:
         assert request.job.images is not None
