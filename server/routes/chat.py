@@ -3,47 +3,31 @@
 import time
 import uuid
 from collections.abc import Mapping
-from functools import partial
 
 from anyio import to_thread
 from fastapi import APIRouter
-from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.chat_replies import chunked, completion
-from server.disconnects import CLIENT_LEFT, ClientLeft, while_connected
-from server.generation import admit, close, collected, merged
-from server.metrics import Meter, metered
 from server.reading import body_of, parsed
+from server.routes import documented
+from server.routes.answering import answered
 from server.run import Run
 from server.service import Service, service_of
-from server.sse import EventStream, framed_all
 from server.wire.chat import ChatRequest
 
+PATH = "/v1/chat/completions"
 router = APIRouter()
-PLACE = "#/paths/~1v1~1chat~1completions/post/requestBody/content/application~1json/schema"
-SCHEMA = ChatRequest.model_json_schema(ref_template=f"{PLACE}/$defs/{{model}}")
-DOCUMENTED = {"requestBody": {"required": True, "content": {"application/json": {"schema": SCHEMA}}}}
 
 
-@router.post("/v1/chat/completions", openapi_extra=DOCUMENTED)
+@router.post(PATH, openapi_extra=documented.body_of(PATH, ChatRequest))
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, steered as the request says."""
     started = time.perf_counter()
     service = service_of(request)
     run = await read_run(request, service)
-    streams = await admit(service.engine, run.jobs)
-    events = metered(merged(streams), Meter(service.metrics, run, started))
-    if run.stream:
-        return EventStream(framed_all(chunked(run, events)), partial(close, streams))
-    try:
-        choices = await while_connected(request.receive, collected(run, events))
-    except ClientLeft:
-        return Response(status_code=CLIENT_LEFT)
-    finally:
-        await close(streams)
-    return Response(to_json(completion(run, choices)), media_type="application/json")
+    return await answered(request, service, run, started, chunked, completion)
 
 
 async def read_run(request: Request, service: Service) -> Run:

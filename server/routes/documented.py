@@ -1,0 +1,41 @@
+"""What /openapi.json says of the routes that read their own bytes: bodies and answers as JSON schemas."""
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+JSON, EVENTS = "application/json", "text/event-stream"
+
+
+def body_of(path: str, model: Any) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route whose body is the model."""
+    place = f"{operation(path)}/requestBody/content/{escaped(JSON)}/schema"
+    schema = schema_at(place, model)
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+
+
+def answer_of(path: str, answer: Any, streamed: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route whose answer has this type; streamed: or comes as such events."""
+    kinds = (JSON, EVENTS) if streamed else (JSON,)
+    places = {kind: f"{operation(path)}/responses/200/content/{escaped(kind)}/schema" for kind in kinds}
+    told = (
+        "The answer, whole or, with `stream`, as events whose last is `[DONE]`."
+        if streamed
+        else "The answer."
+    )
+    content = {kind: {"schema": schema_at(place, answer)} for kind, place in places.items()}
+    return {200: {"description": told, "content": content}}
+
+
+def operation(path: str) -> str:
+    return f"#/paths/{escaped(path)}/post"
+
+
+def escaped(name: str) -> str:
+    """Return the name as a JSON pointer has it."""
+    return name.replace("/", "~1")
+
+
+def schema_at(place: str, described: Any) -> dict[str, Any]:
+    """Return the type's schema, whose references hold when it stands at the place."""
+    return TypeAdapter(described).json_schema(ref_template=f"{place}/$defs/{{model}}")
