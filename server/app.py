@@ -41,7 +41,7 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
         responses={"4XX": ERROR_ANSWER, "5XX": ERROR_ANSWER},
         middleware=[
             Middleware(Envelope, metrics=metrics),
-            Middleware(KeyCheck, keys=settings.api_key),
+            Middleware(KeyCheck, keys=settings.keys),
             Middleware(BodyLimit, limit=body_limit(settings, engine)),
         ],
         exception_handlers={SteeringError: answer_problem, HTTPException: answer_problem},

@@ -72,6 +72,7 @@ def serve(
     kv_cache_gb: Annotated[float | None, flag("kv_cache_gb")] = None,
     threads: Annotated[int | None, flag("threads")] = None,
     api_key: Annotated[list[str] | None, flag("api_key")] = None,
+    api_key_file: Annotated[Path | None, flag("api_key_file")] = None,
     max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
     max_images: Annotated[int | None, flag("max_images")] = None,
     max_image_pixels: Annotated[int | None, flag("max_image_pixels")] = None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -18,6 +18,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from server.keys import Key, KeyFile, Keys
 from vector_store.places import default_root
 
 PREFIX = "GRAINSERVE_"
@@ -37,24 +38,7 @@ def split_names(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
-def split_keys(value: Any) -> Any:
-    """Return the keys of a comma-separated string; one without any key is a mistake, not an open door."""
-    keys = split_names(value)
-    if value and not keys:
-        raise ValueError("holds no key")
-    return keys
-
-
-def refuse_empty_keys(keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-    if not all(key.get_secret_value().strip() for key in keys):
-        raise ValueError("a key is empty")
-    return keys
-
-
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
-Keys = Annotated[
-    tuple[SecretStr, ...], NoDecode, BeforeValidator(split_keys), AfterValidator(refuse_empty_keys)
-]
 Hosts = Annotated[tuple[HostName, ...], NoDecode, BeforeValidator(split_names)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -92,6 +76,7 @@ class Settings(BaseSettings):
     kv_cache_gb: float | None = Field(None, gt=0, description="Memory for the KV cache.")
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of the model on a CPU.")
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
+    api_key_file: KeyFile = Field((), description="File of such keys, one a line; lines with # are comments.")
     max_body_bytes: int | None = Field(
         None, ge=1, description="Largest request body; none: 4 MiB, or 20 MiB where the model takes images."
     )
@@ -108,6 +93,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
     )
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """All keys that open the server; none: it is open."""
+        return self.api_key + self.api_key_file
 
 
 def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Settings:

@@ -160,7 +160,7 @@ def announce(app: FastAPI, listener: socket.socket) -> None:
     console.print(f"profiles  {', '.join(profiles) or 'none that fits this model'}")
     there = "" if store.is_dir() else " (not there yet)"
     console.print(f"store     {store}{there}")
-    console.print(f"try       {example(address, name, profiles, bool(service.settings.api_key))}")
+    console.print(f"try       {example(address, name, profiles, bool(service.settings.keys))}")
 
 
 def example(address: str, model: str, profiles: list[str], keyed: bool) -> str:

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from server.config import BadSettings, Settings, load_settings
+from server.keys import Key
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_defaults_are_safe() -> None:
 def test_keys_come_comma_separated_from_the_environment_and_as_a_list_from_elsewhere(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = (SecretStr("a"), SecretStr("b"))
+    wanted = (Key.of("a"), Key.of("b"))
     file.write_text("api_key = ['a', 'b']")
     assert load_settings({}, file).api_key == wanted
     assert load_settings({"api_key": ["a", "b"]}).api_key == wanted
@@ -62,6 +62,8 @@ def test_keys_come_comma_separated_from_the_environment_and_as_a_list_from_elsew
         ("kv_cache_gb", 0),
         ("api_key", [""]),
         ("api_key", ","),
+        ("api_key", [7]),
+        ("api_key_file", "/nowhere/keys"),
         ("log_level", "loud"),
         ("model", ""),
     ],
