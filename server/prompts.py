@@ -31,10 +31,12 @@ def refuse_hopeless(messages: Sequence[Message], most_characters: int) -> None:
         )
 
 
-def prompt_of(messages: Sequence[Message], tokenizer: Any) -> tuple[int, ...]:
-    """Return the token ids of the messages, ready for the assistant's answer."""
+def prompt_of(
+    messages: Sequence[Message], tokenizer: Any, add_generation_prompt: bool = True
+) -> tuple[int, ...]:
+    """Return the token ids of the messages, ready for the assistant's answer unless told otherwise."""
     conversation = [as_template_reads(message) for message in messages]
-    text = templated(conversation, tokenizer)
+    text = templated(conversation, tokenizer, add_generation_prompt=add_generation_prompt)
     prompt = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not prompt:
         raise InvalidRequest("the chat template makes an empty prompt of these messages", "messages")

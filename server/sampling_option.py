@@ -41,10 +41,11 @@ def max_tokens_of(
 ) -> int:
     """Return how many tokens may be generated: what was asked for, else the rest of the context.
 
-    field: where it was asked for; prompt: the field that holds the prompt.
+    asked: 0 leaves all of the context to the prompt. field: where it was asked for; prompt: the field that
+    holds the prompt.
     """
     room = context_length - prompt_tokens
-    if room < 1:
+    if room < (0 if asked == 0 else 1):
         raise ContextLengthExceeded(
             f"the {prompt} is {prompt_tokens} tokens, but this model's context is {context_length} tokens, "
             f"the completion included; shorten the {prompt}",

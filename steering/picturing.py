@@ -25,20 +25,20 @@ class Pictured:
 
     def __init__(self, processor: Any, image_token: int) -> None:
         self._processor = processor
-        self._image_token = image_token
+        self.image_token = image_token
         self._template = chat_template_of(processor)
         self.placeholder = str(processor.image_token)
         self._placeholders = {self.placeholder, str(processor.tokenizer.convert_ids_to_tokens(image_token))}
         self._takes_parts = self._renders_parts()
 
-    def render(self, conversation: Conversation) -> str:
+    def render(self, conversation: Conversation, add_generation_prompt: bool = True) -> str:
         """Return the conversation's text; each content is a list of text and image parts, as templates read.
 
         Raises InvalidRequest where the template refuses, or a text holds what stands for an image.
         """
         self._refuse_placeholders(conversation)
         messages = conversation if self._takes_parts else [self._as_string(each) for each in conversation]
-        return templated(messages, self._processor.tokenizer, self._template)
+        return templated(messages, self._processor.tokenizer, self._template, add_generation_prompt)
 
     def prompt(self, text: str, pictures: Sequence[Image.Image]) -> Prompt:
         """Return token ids, and the images' tensors, of a rendered conversation."""
@@ -61,7 +61,7 @@ class Pictured:
             raise InvalidRequest(reason[:300], "messages") from error
         ids = tuple(made["input_ids"][0].tolist())
         tensors = {name: tensor for name, tensor in made.items() if name not in WORDS}
-        return ids, ImageInputs(tensors, token_spans(ids, self._image_token))
+        return ids, ImageInputs(tensors, token_spans(ids, self.image_token))
 
     def _refuse_placeholders(self, conversation: Conversation) -> None:
         for index, message in enumerate(conversation):
@@ -90,17 +90,25 @@ class Pictured:
         return PROBE in text and self.placeholder in text and "'type'" not in text
 
 
-def templated(conversation: Conversation, tokenizer: Any, template: str | None = None) -> str:
+def templated(
+    conversation: Conversation,
+    tokenizer: Any,
+    template: str | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
     """Return the conversation's text up to where the answer begins, or raise InvalidRequest.
 
-    template: None: the tokenizer's own.
+    template: None: the tokenizer's own. add_generation_prompt: False: up to the last message's end.
     """
     if not (template or tokenizer.chat_template):
         raise InvalidRequest("this model has no chat template, so it cannot chat", "messages")
     try:
         return str(
             tokenizer.apply_chat_template(
-                conversation, chat_template=template, tokenize=False, add_generation_prompt=True
+                conversation,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
             )
         )
     except TemplateError as error:
