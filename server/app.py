@@ -18,7 +18,7 @@ from server.middleware import BodyLimit, Envelope, KeyCheck
 from server.naming import served_name
 from server.problems import problem_of
 from server.prompts import longest_token
-from server.routes import chat, models, operations, profiles
+from server.routes import chat, completions, models, operations, profiles, tokens
 from server.service import Service
 from server.steering_option import Resolver
 from server.translate import Translator
@@ -50,7 +50,7 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
     app.state.service = Service(
         settings, engine, store, metrics, translator(settings, engine, store), fetcher
     )
-    for routes in (chat, models, profiles, operations):
+    for routes in (chat, completions, tokens, models, profiles, operations):
         app.include_router(routes.router)
     return app
 

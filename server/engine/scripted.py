@@ -34,7 +34,7 @@ LOGPROB = -0.5
 
 def echo(job: GenerationJob) -> str:
     """Return the last user message, behind the steering that was asked for."""
-    conversation = bytes(token for token in job.prompt if token < 256).decode()
+    conversation = bytes(token for token in job.prompt if token < 256).decode(errors="replace")
     question = conversation.rpartition("user\n")[2].removesuffix("\nassistant\n")
     said = "+".join(f"{term.vectors.name}*{term.strength:g}" for term in job.plan.terms)
     return f"{said}: {question}" if said else question

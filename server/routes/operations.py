@@ -1,4 +1,6 @@
-"""/health, /ready and /metrics: how the server is doing."""
+"""/health, /ready, /version and /metrics: what the server is and how it is doing."""
+
+from importlib.metadata import version
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -23,6 +25,11 @@ async def ready(request: Request) -> Response:
     """Say whether requests should be sent here now."""
     found = service_of(request).engine.health()
     return report(found, found.state == "ready")
+
+
+@router.get("/version")
+async def tell_version() -> dict[str, str]:
+    return {"version": version("grainserve")}
 
 
 @router.get("/metrics")

@@ -1,0 +1,35 @@
+"""The bodies of POST /tokenize and /detokenize."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from server.wire.base import Wire, only
+from server.wire.messages import Message
+
+
+class TokenizeRequest(Wire):
+    """A text or a conversation to count; null is the same as absent.
+
+    add_special_tokens: unless false, the prompt is read with the tokens that the tokenizer puts around text.
+    add_generation_prompt: unless false, the messages are rendered up to where an answer begins.
+    return_token_strs: the tokens also as the vocabulary has them.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+    # What vLLM reads and this server does not do.
+    continue_final_message: Annotated[Any, only(None, False)] = None
+    chat_template: Annotated[Any, only(None)] = None
+    chat_template_kwargs: Annotated[Any, only(None, {})] = None
+    tools: Annotated[Any, only(None, [])] = None
+
+
+class DetokenizeRequest(Wire):
+    model: str | None = None
+    tokens: Annotated[list[int], Field(fail_fast=True)]
