@@ -13,6 +13,7 @@ from starlette.responses import Response
 from server.config import Settings
 from server.engine.protocol import Engine
 from server.fetching import Fetcher
+from server.intake import Intake, IntakeCheck
 from server.metrics import Metrics
 from server.middleware import BodyLimit, Envelope, KeyCheck
 from server.naming import served_name
@@ -32,7 +33,7 @@ ERROR_ANSWER = {"description": "OpenAI's error object: message, type, param and 
 
 def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAPI:
     """Return the application; it starts the engine with its lifespan and closes it."""
-    metrics = Metrics(engine)
+    metrics, intake = Metrics(engine), Intake()
     app = FastAPI(
         title="grainserve",
         version=version("grainserve"),
@@ -40,15 +41,16 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
         redirect_slashes=False,
         responses={"4XX": ERROR_ANSWER, "5XX": ERROR_ANSWER},
         middleware=[
-            Middleware(Envelope, metrics=metrics),
+            Middleware(Envelope, metrics=metrics, intake=intake),
             Middleware(KeyCheck, keys=settings.keys),
+            Middleware(IntakeCheck, intake=intake),
             Middleware(BodyLimit, limit=body_limit(settings, engine)),
         ],
         exception_handlers={SteeringError: answer_problem, HTTPException: answer_problem},
     )
     fetcher = Fetcher(frozenset(map(str.lower, settings.image_host)), body_limit(settings, engine))
     app.state.service = Service(
-        settings, engine, store, metrics, translator(settings, engine, store), fetcher
+        settings, engine, store, metrics, translator(settings, engine, store), fetcher, intake
     )
     for routes in (chat, completions, tokens, models, profiles, operations):
         app.include_router(routes.router)

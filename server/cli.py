@@ -78,6 +78,7 @@ def serve(
     max_image_pixels: Annotated[int | None, flag("max_image_pixels")] = None,
     image_host: Annotated[list[str] | None, flag("image_host")] = None,
     max_strength: Annotated[float | None, flag("max_strength")] = None,
+    grace: Annotated[float | None, flag("grace")] = None,
     log_level: Annotated[str | None, flag("log_level")] = None,
     config: Annotated[
         Path | None, typer.Option(envvar="GRAINSERVE_CONFIG", help="TOML file of settings.")

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     max_strength: float = Field(
         4.0, ge=0, le=MOST_STRENGTH, description="Largest steering strength, either sign."
     )
+    grace: float = Field(
+        30, ge=0, le=3600, description="Seconds that requests may go on once the server is told to stop."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
     )

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.disconnects import CLIENT_LEFT
+from server.intake import Intake
 from server.keys import Key, opens
 from server.metrics import Metrics
 from server.problems import BodyTooLarge, KeyRefused, problem_of
@@ -23,11 +24,15 @@ MAX_ID = 128
 
 
 class Envelope:
-    """Gives each request an id, counts and times it, and answers when nothing else did."""
+    """Gives each request an id, counts and times it, and answers when nothing else did.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Once the intake is closed, each answer closes its connection: the next request belongs elsewhere.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake) -> None:
         self._app = app
         self._metrics = metrics
+        self._intake = intake
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,7 +45,10 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                if self._intake.closed:
+                    headers["connection"] = "close"
             await send(message)
 
         try:

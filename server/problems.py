@@ -15,7 +15,15 @@ from server.wire.base import TAGS
 from server.wire.chat import StreamOptions
 from server.wire.messages import ImageUrl, Message, TextPart
 from server.wire.steering import TermRequest
-from steering.errors import EngineOverloaded, InvalidRequest, InvalidSteering, SteeringError
+from steering.errors import (
+    EngineOverloaded,
+    EngineUnavailable,
+    GenerationFailed,
+    InvalidRequest,
+    InvalidSteering,
+    ProfileCorrupt,
+    SteeringError,
+)
 
 MAX_ERRORS = 10
 MAX_LENGTH = 200
@@ -36,12 +44,24 @@ CODES = {
     "json_invalid": "invalid_json",
     "invalid_type": "invalid_type",
 }
+# OpenAI's clients obey it; of themselves they send again whatever a server failed on.
+FOR_GOOD = {"x-should-retry": "false"}
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 
 
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+
+
+class BodyTooSlow(InvalidRequest):
+    status = 408
+    code = "request_body_timeout"
+
+
+class RequestTimedOut(SteeringError):
+    status = 504
+    code = "request_timeout"
 
 
 class WrongContentType(InvalidRequest):
@@ -71,6 +91,10 @@ HINTS = {
     "strength": '; write "steering": {"profile": ..., "strength": ...}',
     "version": "; a version is part of the profile: 'cheerful@1'",
 }
+
+
+# Failures that the same request would meet again.
+FINAL = (GenerationFailed, ProfileCorrupt, RequestTimedOut)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +130,14 @@ def problem_of(error: Exception) -> Problem:
 
 
 def headers_of(error: SteeringError) -> dict[str, str]:
-    if isinstance(error, EngineOverloaded):
-        return {"retry-after": str(error.retry_after)}
+    if isinstance(error, EngineOverloaded | EngineUnavailable):
+        after = error.retry_after
+        return FOR_GOOD if after is None else {"retry-after": str(after), "x-should-retry": "true"}
     if isinstance(error, KeyRefused):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, BodyTooLarge):
+    if isinstance(error, BodyTooLarge | BodyTooSlow):
         return {"connection": "close"}  # the rest of the body stays unread
-    return {}
+    return FOR_GOOD if isinstance(error, FINAL) else {}
 
 
 def problem_of_body(error: ValidationError, model: type[BaseModel]) -> Problem:

@@ -8,6 +8,7 @@ from starlette.requests import Request
 from server.config import Settings
 from server.engine.protocol import Engine
 from server.fetching import Fetcher
+from server.intake import Intake
 from server.metrics import Metrics
 from server.translate import Translator
 from vector_store.store import VectorStore
@@ -24,6 +25,7 @@ class Service:
     metrics: Metrics
     translator: Translator
     fetcher: Fetcher
+    intake: Intake
     translating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(TRANSLATIONS))
     picturing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PICTURES))
 

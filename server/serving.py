@@ -17,14 +17,12 @@ from rich.console import Console
 
 from server.app import create_app
 from server.config import Settings
-from server.engine.protocol import Engine
 from server.engine.transformers_engine import create_engine
 from server.routes.models import compatible_profiles
 from server.service import Service
 from steering.errors import SteeringError
 from vector_store.local import open_store
 
-GRACE_SECONDS = 10
 LAST_SECONDS = 5  # for the answers to end after the engine closed
 
 
@@ -35,30 +33,26 @@ class CannotServe(Exception):
 class Server(uvicorn.Server):
     """A uvicorn server that says when it accepts requests, and whose requests end properly with it.
 
-    Told to stop, it lets requests run for `grace` seconds; then the engine closes under them, so that
-    each answer still ends, with an error.
+    Told to stop, it goes on listening, so that new requests hear a 503 and no closed door, until those
+    under way have ended or the grace is over; then the engine closes under what is left, so that each
+    answer still ends, with an error.
     """
 
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        engine: Engine,
-        announce: Callable[[], None],
-        grace: float = GRACE_SECONDS,
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
         super().__init__(config)
-        self._engine = engine
+        self._engine = service.engine
+        self._intake = service.intake
+        self._grace = service.settings.grace
         self._announce = announce
-        self._grace = grace
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Say what is waited for; asked a second time, stop without waiting."""
+        """Take nothing in from now on and say what is waited for; asked a second time, stop at once."""
         if self.should_exit:
             os._exit(128 + sig)
-        health = self._engine.health()
-        waited = f", waiting up to {self._grace:g} s for {health.running + health.waiting} requests"
-        again = "; once more stops at once"
-        print(f"stopping{waited if health.running else ''}{again}", file=sys.stderr, flush=True)
+        self._intake.closed = True
+        left = self._intake.under_way
+        waited = f", waiting up to {self._grace:g} s for {left} request{'s' if left > 1 else ''}"
+        print(f"stopping{waited if left else ''}; once more stops at once", file=sys.stderr, flush=True)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -68,14 +62,15 @@ class Server(uvicorn.Server):
             raise CannotServe(f"cannot listen: {error.strerror}; choose another --port") from error
         self._announce()
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        closing = asyncio.create_task(self._close_engine())
-        await super().shutdown(sockets)
-        closing.cancel()
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        self._intake.closed = True
+        await self._intake.idle(self._grace)
 
-    async def _close_engine(self) -> None:
-        await asyncio.sleep(self._grace)
-        await self._engine.close()
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.create_task(self._engine.close())
+        await super().shutdown(sockets)
+        await closing
 
 
 def serve_forever(settings: Settings) -> None:
@@ -84,9 +79,12 @@ def serve_forever(settings: Settings) -> None:
     # It would log every address that an image is fetched from, signatures and all.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with ending_cleanly(), bound(settings.host, settings.port) as listener:
-        app = load_app(settings)
-        engine = app.state.service.engine
-        Server(uvicorn_config(app, settings), engine, lambda: announce(app, listener)).run([listener])
+        serve_app(load_app(settings), listener)
+
+
+def serve_app(app: FastAPI, listener: socket.socket) -> None:
+    service: Service = app.state.service
+    Server(uvicorn_config(app, service.settings), service, lambda: announce(app, listener)).run([listener])
 
 
 @contextmanager
@@ -142,7 +140,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         server_header=False,
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=GRACE_SECONDS + LAST_SECONDS,
+        timeout_graceful_shutdown=LAST_SECONDS,
     )
 
 

@@ -18,7 +18,19 @@ SteeringError                    message, code, HTTP status, param
 └── EngineUnavailable            503  the engine is starting, draining or dead
 """
 
+import re
 from typing import ClassVar
+
+COME_BACK = 5
+# An address in memory, or an absolute path of two names and more; no URL.
+PLACES = re.compile(r"0x[0-9a-fA-F]{4,}|(?<![\w.:/\\])(?:[A-Za-z]:)?(?:[/\\][\w.+~@-]+){2,}")
+MOST_QUOTED = 200
+
+
+def quotable(words: object) -> str:
+    """Return what somebody else's error says, as callers may read it: one short line that names no place."""
+    line = PLACES.sub("...", " ".join(str(words).split()))
+    return line if len(line) <= MOST_QUOTED else f"{line[: MOST_QUOTED - 3]}..."
 
 
 class SteeringError(Exception):
@@ -106,5 +118,11 @@ class EngineOverloaded(SteeringError):
 
 
 class EngineUnavailable(SteeringError):
+    """retry_after is in seconds; None: to try again is no use."""
+
     status = 503
     code = "engine_unavailable"
+
+    def __init__(self, message: str, retry_after: int | None = COME_BACK) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

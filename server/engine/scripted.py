@@ -21,7 +21,7 @@ from server.engine.protocol import (
     TokenEvent,
     TokenLogprob,
 )
-from steering.errors import EngineOverloaded, EngineUnavailable, GenerationFailed
+from steering.errors import COME_BACK, EngineOverloaded, EngineUnavailable, GenerationFailed
 from steering.types import ModelIdentity, SteeringPlan, SteeringTerm
 
 Script = Callable[[GenerationJob], str]
@@ -98,7 +98,8 @@ class ScriptedEngine:
     def _check_alive(self) -> None:
         if self._state != "ready":
             reason = f": {self._reason}" if self._reason else ""
-            raise EngineUnavailable(f"the engine is {self._state}{reason}")
+            again = None if self._state == "dead" else COME_BACK
+            raise EngineUnavailable(f"the engine is {self._state}{reason}", again)
 
     async def _events(self, job: GenerationJob) -> AsyncGenerator[TokenEvent, None]:
         if not job.sampling.max_tokens:

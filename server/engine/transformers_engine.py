@@ -24,7 +24,7 @@ from server.engine.protocol import (
 from server.engine.running import RunningRequest
 from server.engine.seeing import Seeing
 from server.engine.tickets import Result, Results, Ticket, put_all
-from steering.errors import EngineOverloaded, EngineUnavailable, SteeringError
+from steering.errors import EngineOverloaded, EngineUnavailable, SteeringError, quotable
 from steering.hooks import steered
 from steering.loading import LoadedModel, load_model
 from steering.picturing import pictured_of, try_images
@@ -95,13 +95,15 @@ class TransformersEngine:
 
     def _refuse_excess(self) -> None:
         if self._state != "ready":
-            raise EngineUnavailable(
-                f"the engine is {self._state}" + (f": {self._reason}" if self._reason else "")
-            )
+            why = f": {self._reason}" if self._reason else ""
+            raise EngineUnavailable(f"the engine is {self._state}{why}", self._retry_after())
         if len(self._open) >= self._limits.slots + self._max_waiting:
             raise EngineOverloaded(
                 f"{self._max_waiting} requests are waiting already; try again later", retry_after=RETRY_AFTER
             )
+
+    def _retry_after(self) -> int | None:
+        return None if self._state == "dead" else RETRY_AFTER
 
     def abandon(self, ticket: Ticket) -> None:
         """Have the inference thread forget the job before its next step."""
@@ -126,7 +128,7 @@ class TransformersEngine:
                     self._deliver()
         except Exception as error:
             logger.exception("the inference thread died")
-            self._state, self._reason = "dead", f"{type(error).__name__}: {error}"
+            self._state, self._reason = "dead", quotable(f"{type(error).__name__}: {error}")
         finally:
             self._dismiss()
 
@@ -195,7 +197,8 @@ class TransformersEngine:
             self._open.clear()
             self._running = 0
         why = f"the engine stopped: {self._reason}" if self._reason else "the server is shutting down"
-        self._outbox.extend((ticket, EngineUnavailable(why)) for ticket in left)
+        again = self._retry_after()
+        self._outbox.extend((ticket, EngineUnavailable(why, again)) for ticket in left)
         self._deliver()
 
 

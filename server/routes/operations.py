@@ -1,5 +1,6 @@
 """/health, /ready, /version and /metrics: what the server is and how it is doing."""
 
+from dataclasses import replace
 from importlib.metadata import version
 
 from fastapi import APIRouter
@@ -8,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from server.engine.protocol import EngineHealth
-from server.service import service_of
+from server.service import Service, service_of
 
 router = APIRouter()
 
@@ -16,14 +17,14 @@ router = APIRouter()
 @router.get("/health")
 async def health(request: Request) -> Response:
     """Say how the engine is; 503 when it is dead and the process should be replaced."""
-    found = service_of(request).engine.health()
+    found = health_of(service_of(request))
     return report(found, found.state != "dead")
 
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
     """Say whether requests should be sent here now."""
-    found = service_of(request).engine.health()
+    found = health_of(service_of(request))
     return report(found, found.state == "ready")
 
 
@@ -36,6 +37,12 @@ async def tell_version() -> dict[str, str]:
 async def metrics(request: Request) -> Response:
     text = generate_latest(service_of(request).metrics.registry)
     return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+def health_of(service: Service) -> EngineHealth:
+    """Return the engine's health; a server that is to stop drains before its engine does."""
+    found = service.engine.health()
+    return replace(found, state="draining") if service.intake.closed and found.state == "ready" else found
 
 
 def report(found: EngineHealth, good: bool) -> Response:

@@ -75,11 +75,11 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
 
 @contextmanager
 def running(store: VectorStore, engine: Engine | None = None, **settings: Any) -> Iterator[Running]:
-    chosen = Settings(**settings)
+    chosen = Settings(**{"grace": 0.5, **settings})
     engine = engine or ScriptedEngine()
     app = create_app(chosen, engine, store)
     with bound("127.0.0.1", 0) as listener:
-        server = Server(uvicorn_config(app, chosen), engine, lambda: None, grace=0.5)
+        server = Server(uvicorn_config(app, chosen), app.state.service, lambda: None)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with serving(server, listener), httpx.Client(base_url=url, timeout=20) as client:
             yield Running(app, engine, url, client)
