@@ -4,11 +4,13 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai.types import Completion as OpenAICompletion
@@ -16,14 +18,17 @@ from pydantic import TypeAdapter
 from tokenizers.processors import TemplateProcessing
 
 from server.completion_replies import Completion, row, spelled
+from server.engine.batcher import BatchLimits
 from server.engine.byte_tokenizer import byte_tokenizer
 from server.engine.protocol import PositionLogprobs, SamplingParams, TokenLogprob
 from server.engine.scripted import ScriptedEngine
+from server.engine.transformers_engine import TransformersEngine
 from server.prompt_tokens import begins_of
 from steering.picturing import pictured_of
-from tests.server.running import Running, error_of, events_of, until
+from tests.server.profiles import small_store
+from tests.server.running import Running, error_of, events_of, running, until
 from tests.server.test_operations import references
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import load_tiny, tiny_tokenizer
 from tests.tiny_vlms import load_tiny_vlm
 
 PATH = "/v1/completions"
@@ -588,11 +593,8 @@ def test_the_schema_tells_the_body_and_the_answers(server: Running) -> None:
 
 
 @pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory, server: Running) -> Iterator[Running]:
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server whose engine's card is that of a model that takes images."""
-    from tests.server.profiles import small_store
-    from tests.server.running import running
-
     loaded = load_tiny_vlm("llava", tmp_path_factory.mktemp("llava"))
     engine = ScriptedEngine(lambda job: "seen")
     engine.card = replace(
@@ -626,6 +628,28 @@ def test_what_stands_for_an_image_is_refused_in_a_prompt(seeing: Running) -> Non
         error = refusal(seeing, prompt=prompt)
         assert (error["status"], error["code"], error["param"]) == (400, "unsupported_parameter", param)
         assert "/v1/chat/completions" in error["message"]
+
+
+def test_loglikelihoods_are_the_models_own(tmp_path: Path) -> None:
+    loaded = load_tiny("llama", tmp_path)
+    engine = TransformersEngine(loaded, BatchLimits(4, 16, 4 * 128, 128), max_waiting=8)
+    prompts = ["the thin tin", "a", "naïve 🤗 " * 6]
+    fields = {"prompt": prompts, "echo": True, "logprobs": 1, "max_tokens": 4, "temperature": 0, "n": 2}
+    with running(small_store(), engine) as server:
+        answer = complete(server, **fields, model=loaded.identity.id, ignore_eos=True)
+    for index, choice in enumerate(answer["choices"]):
+        ids = list(server.engine.card.tokenizer(prompts[index // 2])["input_ids"])
+        told = choice["logprobs"]
+        for place in range(1, len(told["tokens"])):
+            with torch.no_grad():
+                likely = loaded.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+            ids += [] if place < len(ids) else [int(likely[-1].argmax())]
+            wanted = float(likely[place - 1, ids[place]])
+            assert told["token_logprobs"][place] == pytest.approx(wanted, abs=1e-4)
+            assert max(told["top_logprobs"][place].values()) == pytest.approx(
+                float(likely[place - 1].max()), abs=1e-4
+            )
+        assert choice["text"].startswith(prompts[index // 2])
 
 
 @pytest.fixture
