@@ -560,7 +560,8 @@ def test_a_client_that_leaves_cancels_every_prompts_jobs(start: Any) -> None:
     server = start(ScriptedEngine(delay=0.01))
     body = {**HELLO, **ENDLESS, "prompt": ["a", "b"], "n": 2}
     with server.client.stream("POST", PATH, json={**body, "stream": True}) as response:
-        assert next(response.iter_lines()).startswith("data: ")
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
         assert server.engine.health().running == 4
     until(lambda: server.engine.health().running == 0)
     with pytest.raises(httpx.ReadTimeout):
