@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.config import Settings
+from server.deadlines import DeadlineCheck
 from server.engine.protocol import Engine
 from server.fetching import Fetcher
 from server.intake import Intake, IntakeCheck
@@ -44,7 +45,8 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
             Middleware(Envelope, metrics=metrics, intake=intake),
             Middleware(KeyCheck, keys=settings.keys),
             Middleware(IntakeCheck, intake=intake),
-            Middleware(BodyLimit, limit=body_limit(settings, engine)),
+            Middleware(DeadlineCheck, seconds=settings.request_timeout),
+            Middleware(BodyLimit, limit=body_limit(settings, engine), seconds=settings.body_timeout),
         ],
         exception_handlers={SteeringError: answer_problem, HTTPException: answer_problem},
     )

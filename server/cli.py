@@ -78,6 +78,10 @@ def serve(
     max_image_pixels: Annotated[int | None, flag("max_image_pixels")] = None,
     image_host: Annotated[list[str] | None, flag("image_host")] = None,
     max_strength: Annotated[float | None, flag("max_strength")] = None,
+    request_timeout: Annotated[float | None, flag("request_timeout")] = None,
+    body_timeout: Annotated[float | None, flag("body_timeout")] = None,
+    idle_timeout: Annotated[int | None, flag("idle_timeout")] = None,
+    sse_keep_alive: Annotated[float | None, flag("sse_keep_alive")] = None,
     grace: Annotated[float | None, flag("grace")] = None,
     log_level: Annotated[str | None, flag("log_level")] = None,
     config: Annotated[

@@ -90,6 +90,16 @@ class Settings(BaseSettings):
     max_strength: float = Field(
         4.0, ge=0, le=MOST_STRENGTH, description="Largest steering strength, either sign."
     )
+    request_timeout: float = Field(
+        600, gt=0, description="Seconds for a request, from its arrival to the end of its answer."
+    )
+    body_timeout: float = Field(120, gt=0, description="Seconds for a request's body to arrive.")
+    idle_timeout: int = Field(
+        75, ge=1, description="Seconds that a connection may be idle between two requests."
+    )
+    sse_keep_alive: float = Field(
+        15, ge=0, description="Seconds of silence after which a stream sends a comment; 0: never."
+    )
     grace: float = Field(
         30, ge=0, le=3600, description="Seconds that requests may go on once the server is told to stop."
     )

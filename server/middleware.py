@@ -1,5 +1,6 @@
 """What stands around every route: request ids, counting, keys, and the limit on bodies."""
 
+import asyncio
 import logging
 import re
 import time
@@ -14,7 +15,7 @@ from server.disconnects import CLIENT_LEFT
 from server.intake import Intake
 from server.keys import Key, opens
 from server.metrics import Metrics
-from server.problems import BodyTooLarge, KeyRefused, problem_of
+from server.problems import BodyTooLarge, BodyTooSlow, KeyRefused, problem_of
 from steering.errors import SteeringError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,9 @@ class Envelope:
         except Exception as error:
             if not isinstance(error, SteeringError):
                 logger.exception("request %s failed", request_id)
+            if status and isinstance(error, SteeringError):
+                logger.warning("request %s was cut off: %s", request_id, error.message)
+                return
             if status:
                 raise
             await problem_of(error).response()(scope, receive, send_marked)
@@ -101,11 +105,12 @@ class KeyCheck:
 
 
 class BodyLimit:
-    """Counts a body while it is read, announced or not, and refuses one that is too large."""
+    """Counts and times a body while it is read, and refuses one that is too large or too slow."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
         self._app = app
         self._limit = limit
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,17 +119,29 @@ class BodyLimit:
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced[:20]) > self._limit:
             self._refuse()
+        deadline: float | None = asyncio.get_running_loop().time() + self._seconds
         read = 0
 
         async def receive_counted() -> Message:
-            nonlocal read
-            message = await receive()
+            nonlocal read, deadline
+            message = await self._received(receive, deadline)
             read += len(message.get("body", b""))
             if read > self._limit:
                 self._refuse()
+            if not message.get("more_body", False):
+                deadline = None  # what comes next is that the client leaves
             return message
 
         await self._app(scope, receive_counted, send)
+
+    async def _received(self, receive: Receive, deadline: float | None) -> Message:
+        try:
+            async with asyncio.timeout_at(deadline) as timeout:
+                return await receive()
+        except TimeoutError:
+            if timeout.expired():
+                raise BodyTooSlow(f"the body did not arrive within {self._seconds:g} s") from None
+            raise
 
     def _refuse(self) -> None:
         raise BodyTooLarge(f"the body is larger than {self._limit} bytes, the most that this server reads")

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from server.app import create_app
 from server.config import Settings
+from server.connections import BoundedProtocol
 from server.engine.transformers_engine import create_engine
 from server.routes.models import compatible_profiles
 from server.service import Service
@@ -134,12 +135,15 @@ def load_app(settings: Settings) -> FastAPI:
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http="h11" if sys.platform == "win32" else BoundedProtocol,
+        proxy_headers=False,
         log_config=None,
         log_level="debug" if settings.log_level == "debug" else "warning",
         access_log=False,
         server_header=False,
         ws="none",
         lifespan="on",
+        timeout_keep_alive=settings.idle_timeout,
         timeout_graceful_shutdown=LAST_SECONDS,
     )
 

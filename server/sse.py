@@ -1,20 +1,26 @@
 """Server-sent events: how chunks are framed and sent."""
 
+import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from pydantic_core import to_json
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from server.deadlines import PLACE, Deadline, in_time
 from server.disconnects import ClientLeft, while_connected
-from server.problems import problem_of
+from server.problems import RequestTimedOut, problem_of
+from server.service import service_of
 from steering.errors import SteeringError
 
 logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
+# A comment, which clients skip: it shows whoever stands between that somebody is still there.
+ALIVE = b": keep-alive\n\n"
 
 
 async def nobody() -> Message:
@@ -51,25 +57,64 @@ class EventStream(Response):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        events = ended(self._events, scope["state"][PLACE])
+        pause = service_of(Request(scope)).settings.sse_keep_alive
+        old = scope["http_version"] == "1.0"
+        sending = self._send_whole(send, events) if old else self._send_all(send, events, pause)
         try:
-            old = scope["http_version"] == "1.0"
-            await while_connected(receive, self._send_whole(send) if old else self._send_all(send))
+            await while_connected(receive, sending)
         except (ClientLeft, OSError):
             pass  # nobody is left to be told
         finally:
             await self._close()
 
-    async def _send_whole(self, send: Send) -> None:
+    async def _send_whole(self, send: Send, events: AsyncGenerator[bytes, None]) -> None:
         """Send all events at once, with their length: HTTP/1.0 knows no chunks."""
-        async with aclosing(self._events) as events:
+        async with aclosing(events):
             body = b"".join([event async for event in events])
         await Response(body, self.status_code, {"cache-control": "no-cache"}, self.media_type)(
             {"type": "http"}, nobody, send
         )
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, send: Send, events: AsyncGenerator[bytes, None], pause: float) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self._events) as events:
+        async with aclosing(events), kept_alive(send, pause) as send_event:
             async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send_event(event)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def ended(events: AsyncGenerator[bytes, None], deadline: Deadline) -> AsyncGenerator[bytes, None]:
+    """Yield the events; past the deadline one that says so, and `[DONE]`."""
+    try:
+        async with aclosing(events), aclosing(in_time(events, deadline)) as timely:
+            async for event in timely:
+                yield event
+    except RequestTimedOut as error:
+        yield framed(problem_of(error).body())
+        yield DONE
+
+
+@asynccontextmanager
+async def kept_alive(send: Send, pause: float) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
+    """Yield what sends an event; a comment goes out whenever none did for `pause` seconds (0: never)."""
+    loop = asyncio.get_running_loop()
+    last = loop.time()
+
+    async def send_body(body: bytes) -> None:
+        nonlocal last
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        last = loop.time()
+
+    async def keep() -> None:
+        while pause:
+            await asyncio.sleep(last + pause - loop.time())
+            if loop.time() >= last + pause:
+                await send_body(ALIVE)
+
+    keeping = asyncio.create_task(keep())
+    try:
+        yield send_body
+    finally:
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)

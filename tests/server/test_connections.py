@@ -1,0 +1,149 @@
+"""Connections whose clients send too much, too slowly, or nothing at all."""
+
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from server import connections
+from server.engine.scripted import ScriptedEngine
+from tests.server.running import CHAT, HELLO, Running, error_of, until
+from tests.server.test_deadlines import opened
+
+
+def answer_on(connection: socket.socket) -> tuple[int, dict[str, str], Any]:
+    """Return the status, headers and body of the answer that ends a connection."""
+    raw = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = raw.decode().partition("\r\n\r\n")
+    status, *lines = head.split("\r\n")
+    return int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), json.loads(body)
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.4)
+
+
+def test_many_headers_and_long_ones_are_taken_up_to_a_limit(server: Running) -> None:
+    few = {f"x-{number}": "y" for number in range(100)}
+    assert server.client.get("/v1/models", headers=few).status_code == 200
+    assert server.client.get("/v1/models", headers={"x-long": "y" * 60_000}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/v1/models", {f"x-{number}": "y" for number in range(200)}),
+        ("/v1/models", {"x-long": "y" * 70_000}),
+        ("/v1/models", {f"x-{number}": "y" * 10_000 for number in range(10)}),
+        (f"/v1/models?{'y' * 60_000}", {"x-long": "y" * 10_000}),
+    ],
+)
+def test_headers_beyond_the_limit_are_refused(server: Running, path: str, headers: dict[str, str]) -> None:
+    response = server.client.get(path, headers=headers)
+    error = error_of(response)
+    assert (error["status"], error["code"]) == (431, "headers_too_large")
+    assert "128 of them" in error["message"]
+    assert response.headers["x-request-id"]
+    assert server.client.get("/v1/models").status_code == 200
+
+
+def test_a_header_without_end_is_cut_off(server: Running) -> None:
+    with opened(server) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: h\r\nx-endless: ")
+        assert bytes_until_closed(connection, b"y" * 10_000) < 20_000_000
+
+
+def bytes_until_closed(connection: socket.socket, piece: bytes) -> int:
+    sent = 0
+    try:
+        while sent < 50_000_000:
+            sent += connection.send(piece)
+    except OSError:
+        pass
+    return sent
+
+
+def test_headers_behind_a_body_are_limited_too(server: Running) -> None:
+    with opened(server) as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        connection.sendall(b"2\r\n{}\r\n0\r\n")
+        assert bytes_until_closed(connection, b"x-more: y\r\n" * 100) < 20_000_000
+
+
+@pytest.mark.parametrize("sent", [b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00"])
+def test_what_is_not_http_is_told_so_in_openais_shape(server: Running, sent: bytes) -> None:
+    with opened(server) as connection:
+        connection.sendall(sent)
+        status, headers, body = answer_on(connection)
+    assert (status, body["error"]["code"]) == (400, "invalid_http")
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert headers["x-request-id"]
+    assert headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v1/models HTTP/1.1\r\nHost: h\r\n"])
+@pytest.mark.parametrize("trickles", [False, True])
+def test_a_connection_that_asks_nothing_is_closed(
+    start: Any, hurried: None, sent: bytes, trickles: bool
+) -> None:
+    server = start()
+    with opened(server) as connection:
+        connection.sendall(sent)
+        assert seconds_until_closed(connection, b"x-a: b\r\n" if trickles and sent else b"") < 3
+
+
+def seconds_until_closed(connection: socket.socket, trickle: bytes = b"") -> float:
+    begin = time.monotonic()
+    connection.settimeout(0.05)
+    while time.monotonic() - begin < 10:
+        try:
+            connection.sendall(trickle)
+            if not connection.recv(65536):
+                break
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    return time.monotonic() - begin
+
+
+def test_an_idle_connection_is_kept_and_then_closed(start: Any) -> None:
+    server = start(idle_timeout=1)
+    with opened(server) as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)
+        assert seconds_until_closed(connection) < 3
+
+
+def test_a_body_that_goes_on_after_its_answer_does_not_hold_the_connection(start: Any, hurried: None) -> None:
+    server = start(api_key=("key",), idle_timeout=1)
+    with opened(server) as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401")
+        assert seconds_until_closed(connection, b" ") < 4
+
+
+def test_a_long_answer_outlives_the_time_for_a_head(start: Any, hurried: None) -> None:
+    server = start(ScriptedEngine(delay=0.3))
+    assert server.chunks()
+    assert server.answer()["choices"][0]["message"]["content"] == "hello"
+
+
+def test_a_client_that_takes_nothing_of_its_stream_is_cut_off(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "STALLED_SECONDS", 0.3)
+    server = start(ScriptedEngine(lambda _: "x" * 4000))
+    body = json.dumps({**HELLO, "stream": True, "n": 8, "logprobs": True, "top_logprobs": 20}).encode()
+    with opened(server) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        until(lambda: len(server.engine.jobs) == 8)
+        until(lambda: server.app.state.service.intake.under_way == 0)
+    assert server.answer()["choices"]
