@@ -1,12 +1,13 @@
 """create_app: the only wiring."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -42,6 +43,7 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
         redirect_slashes=False,
         responses={"4XX": ERROR_ANSWER, "5XX": ERROR_ANSWER},
         middleware=[
+            *shared_with(settings.cors_origin),
             Middleware(Envelope, metrics=metrics, intake=intake),
             Middleware(KeyCheck, keys=settings.keys),
             Middleware(IntakeCheck, intake=intake),
@@ -86,6 +88,19 @@ def running(engine: Engine) -> Callable[[FastAPI], AbstractAsyncContextManager[N
             await engine.close()
 
     return lifespan
+
+
+def shared_with(origins: Sequence[str]) -> list[Middleware]:
+    """Return what lets browsers show answers to pages of these origins; it asks for no key of its own."""
+    told = ["x-request-id", "retry-after", "x-should-retry"]
+    sharing = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=told,
+    )
+    return [sharing] if origins else []
 
 
 async def answer_problem(_request: Request, error: Exception) -> Response:

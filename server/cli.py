@@ -73,6 +73,7 @@ def serve(
     threads: Annotated[int | None, flag("threads")] = None,
     api_key: Annotated[list[str] | None, flag("api_key")] = None,
     api_key_file: Annotated[Path | None, flag("api_key_file")] = None,
+    cors_origin: Annotated[list[str] | None, flag("cors_origin")] = None,
     max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
     max_images: Annotated[int | None, flag("max_images")] = None,
     max_image_pixels: Annotated[int | None, flag("max_image_pixels")] = None,

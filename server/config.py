@@ -39,6 +39,8 @@ def split_names(value: Any) -> Any:
 
 
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,*]+)$")]
+Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(split_names)]
 Hosts = Annotated[tuple[HostName, ...], NoDecode, BeforeValidator(split_names)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -77,6 +79,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(None, ge=1, le=1024, description="Threads of the model on a CPU.")
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
     api_key_file: KeyFile = Field((), description="File of such keys, one a line; lines with # are comments.")
+    cors_origin: Origins = Field(
+        (), description="Origin whose pages may ask, such as https://chat.example; repeatable; '*': any."
+    )
     max_body_bytes: int | None = Field(
         None, ge=1, description="Largest request body; none: 4 MiB, or 20 MiB where the model takes images."
     )
