@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from server.config import Settings
 from server.deadlines import DeadlineCheck
+from server.engine.grammar import Grammars
 from server.engine.protocol import Engine
 from server.fetching import Fetcher
 from server.intake import Intake, IntakeCheck
@@ -24,6 +25,7 @@ from server.prompts import longest_token
 from server.routes import chat, completions, models, operations, profiles, tokens
 from server.service import Service
 from server.steering_option import Resolver
+from server.tooling import tool_format
 from server.translate import Translator
 from steering.errors import SteeringError
 from steering.images import ImageLimits
@@ -62,14 +64,17 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
 
 
 def translator(settings: Settings, engine: Engine, store: VectorStore) -> Translator:
-    identity = engine.card.identity
+    card = engine.card
+    identity = card.identity
     return Translator(
-        engine.card,
+        card,
         served_name(identity.id, settings.served_model_name),
-        Resolver(store, identity, settings.max_strength, engine.card.pictured is not None),
+        Resolver(store, identity, settings.max_strength, card.pictured is not None),
         most_choices=settings.max_batch_size + settings.max_waiting,
-        most_characters=engine.card.context_length * longest_token(engine.card.tokenizer),
+        most_characters=card.context_length * longest_token(card.tokenizer),
         limits=ImageLimits(settings.max_images, settings.max_image_pixels),
+        grammars=Grammars(card.tokenizer, card.vocabulary_size, card.end_tokens),
+        tool_format=tool_format(card.tokenizer, card.pictured),
     )
 
 

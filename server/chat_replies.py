@@ -1,6 +1,6 @@
 """From what an engine generated to OpenAI's chat answers: completions and chunks."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -8,20 +8,24 @@ from server.answers import proof, token_logprob, usage
 from server.engine.protocol import FinishReason, PositionLogprobs, TokenEvent
 from server.generation import Events
 from server.run import Choice, Run
+from server.tool_calls import Called, Read, Reader
 
 
 async def chunked(run: Run, events: Events) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield the answer's chunks: roles, contents, ends, and the usage if it was asked for."""
+    """Yield the answer's chunks: roles, contents and calls, ends, and the usage if it was asked for."""
     tokens = [0] * len(run.jobs)
+    readers = [run.reader() for _ in run.jobs]
     for index in range(len(run.jobs)):
         yield opening(run, index)
     async with aclosing(events):
         async for index, event in events:
             tokens[index] = event.completion_tokens
-            if event.text or event.logprobs:
-                yield content(run, index, event, sum(tokens))
+            reader = readers[index]
+            read = [*reader.feed(event.text), *(reader.end() if event.finish else ())]
+            for change in changes(read, event):
+                yield content(run, index, change, sum(tokens))
             if event.finish is not None:
-                yield closing(run, index, event, sum(tokens))
+                yield closing(run, index, event, finish_of(event.finish, reader), sum(tokens))
     if run.include_usage:
         yield accounting(run, sum(tokens))
 
@@ -41,12 +45,60 @@ def completion(run: Run, choices: Sequence[Choice]) -> dict[str, Any]:
 
 def completed(index: int, choice: Choice, run: Run) -> dict[str, Any]:
     wanted = run.jobs[index].sampling.logprobs is not None
+    reader = run.reader()
+    read = [*reader.feed("".join(choice.text)), *reader.end()]
     return {
         "index": index,
-        "message": {"role": "assistant", "content": "".join(choice.text), "refusal": None},
+        "message": message(read),
         "logprobs": logprobs(choice.logprobs) if wanted else None,
-        "finish_reason": choice.finish,
+        "finish_reason": finish_of(choice.finish, reader),
     }
+
+
+def message(read: Sequence[Read]) -> dict[str, Any]:
+    """Return the assistant's message; one that only calls tools has no content."""
+    words = "".join(part for part in read if isinstance(part, str))
+    calls: dict[int, dict[str, Any]] = {}
+    for part in read:
+        if isinstance(part, Called):
+            if part.name is not None:
+                calls[part.index] = call(part)
+            else:
+                calls[part.index]["function"]["arguments"] += part.arguments
+    told = {"role": "assistant", "content": words if words or not calls else None, "refusal": None}
+    return {**told, "tool_calls": list(calls.values())} if calls else told
+
+
+def call(called: Called) -> dict[str, Any]:
+    return {
+        "id": called.id,
+        "type": "function",
+        "function": {"name": called.name, "arguments": called.arguments},
+    }
+
+
+def finish_of(finish: FinishReason | None, reader: Reader) -> str | None:
+    return reader.finish if finish == "stop" else finish
+
+
+Change = tuple[dict[str, Any], Sequence[PositionLogprobs]]
+
+
+def changes(read: Sequence[Read], event: TokenEvent) -> Iterator[Change]:
+    """Yield the deltas of what was read; the first one carries the log-probabilities of the event."""
+    told = [part_delta(part) for part in read]
+    if event.logprobs and not told:
+        told = [{"content": ""}]
+    for number, each in enumerate(told):
+        yield each, () if number else event.logprobs
+
+
+def part_delta(part: Read) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"content": part}
+    if part.name is None:
+        return {"tool_calls": [{"index": part.index, "function": {"arguments": part.arguments}}]}
+    return {"tool_calls": [{"index": part.index, **call(part)}]}
 
 
 def chunk(
@@ -75,15 +127,13 @@ def opening(run: Run, index: int) -> dict[str, Any]:
     return chunk(run, [delta(index, {"role": "assistant", "content": "", "refusal": None})])
 
 
-def content(run: Run, index: int, event: TokenEvent, tokens: int) -> dict[str, Any]:
-    told = logprobs(event.logprobs) if event.logprobs else None
-    return chunk(run, [delta(index, {"content": event.text}, told)], tokens)
+def content(run: Run, index: int, change: Change, tokens: int) -> dict[str, Any]:
+    words, positions = change
+    return chunk(run, [delta(index, words, logprobs(positions) if positions else None)], tokens)
 
 
-def closing(run: Run, index: int, event: TokenEvent, tokens: int) -> dict[str, Any]:
-    return chunk(
-        run, [delta(index, {}, None, event.finish)], tokens, proof(run, {index: event.steered_tokens})
-    )
+def closing(run: Run, index: int, event: TokenEvent, finish: str | None, tokens: int) -> dict[str, Any]:
+    return chunk(run, [delta(index, {}, None, finish)], tokens, proof(run, {index: event.steered_tokens}))
 
 
 def accounting(run: Run, completion_tokens: int) -> dict[str, Any]:
@@ -94,7 +144,7 @@ def delta(
     index: int,
     change: dict[str, Any],
     told: dict[str, Any] | None = None,
-    finish: FinishReason | None = None,
+    finish: str | None = None,
 ) -> dict[str, Any]:
     return {"index": index, "delta": change, "logprobs": told, "finish_reason": finish}
 

@@ -1,14 +1,16 @@
 """Messages to token ids and images, through the model's chat template."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from server.wire.messages import ImagePart, Message
+from server.wire.structure import ToolCall
 from steering.errors import ContextLengthExceeded, InvalidRequest
 from steering.images import ImageLimits, InvalidImage, bytes_of, decoded
-from steering.picturing import Pictured, Prompt, templated
+from steering.picturing import ANSWER, Conversation, Pictured, Prompt, Rendering, templated
 
 
 class UnsupportedImages(InvalidRequest):
@@ -31,23 +33,54 @@ def refuse_hopeless(messages: Sequence[Message], most_characters: int) -> None:
         )
 
 
-def prompt_of(
-    messages: Sequence[Message], tokenizer: Any, add_generation_prompt: bool = True
-) -> tuple[int, ...]:
-    """Return the token ids of the messages, ready for the assistant's answer unless told otherwise."""
-    conversation = [as_template_reads(message) for message in messages]
-    text = templated(conversation, tokenizer, add_generation_prompt=add_generation_prompt)
+def prompt_of(conversation: Conversation, tokenizer: Any, rendering: Rendering = ANSWER) -> tuple[int, ...]:
+    """Return the token ids of a conversation, ready for the assistant's answer unless told otherwise."""
+    text = templated(conversation, tokenizer, rendering=rendering)
     prompt = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not prompt:
         raise InvalidRequest("the chat template makes an empty prompt of these messages", "messages")
     return prompt
 
 
-def as_template_reads(message: Message) -> dict[str, Any]:
-    """Return the message in the words of chat templates, which know no `developer`."""
+def conversation_of(messages: Sequence[Message], sees: bool) -> list[dict[str, Any]]:
+    """Return the messages in the words of chat templates; sees: as vision-language models' read them."""
+    return [as_template_reads(message, index, sees) for index, message in enumerate(messages)]
+
+
+def as_template_reads(message: Message, index: int, sees: bool) -> dict[str, Any]:
+    """Return the message as templates read it: they know no `developer`, and read arguments as objects."""
     role = "system" if message.role == "developer" else message.role
-    named = {"name": message.name} if message.name is not None else {}
-    return {"role": role, "content": message.text, **named}
+    others = {"name": message.name, "tool_call_id": message.tool_call_id}
+    place = f"messages[{index}].tool_calls"
+    calls = [
+        {"id": call.id, "type": "function", "function": called(call, f"{place}[{number}]")}
+        for number, call in enumerate(message.tool_calls or [])
+    ]
+    return {
+        "role": role,
+        "content": parts_of(message) if sees else message.text,
+        **{key: value for key, value in others.items() if value is not None},
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def called(call: ToolCall, place: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(
+            "arguments are a JSON object, written as a string", f"{place}.function.arguments"
+        )
+    return {"name": call.function.name, "arguments": arguments}
+
+
+def parts_of(message: Message) -> list[dict[str, Any]]:
+    return [
+        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+        for part in message.parts
+    ]
 
 
 def placed_images(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
@@ -72,7 +105,11 @@ def refuse_many(places: Sequence[str], limits: ImageLimits) -> None:
 
 
 def pictured_prompt(
-    messages: Sequence[Message], pictured: Pictured, limits: ImageLimits, images: Mapping[str, str | bytes]
+    conversation: Conversation,
+    pictured: Pictured,
+    limits: ImageLimits,
+    images: Mapping[str, str | bytes],
+    rendering: Rendering = ANSWER,
 ) -> Prompt:
     """Return token ids and images; images: by their places, each as a data URL or as bytes."""
     pictures: list[Image.Image] = []
@@ -82,13 +119,4 @@ def pictured_prompt(
         picture = decoded(raw, room, place)
         room -= picture.width * picture.height
         pictures.append(picture)
-    return pictured.prompt(pictured.render([with_parts(message) for message in messages]), pictures)
-
-
-def with_parts(message: Message) -> dict[str, Any]:
-    """Return the message as vision-language models' templates read it."""
-    parts = [
-        {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
-        for part in message.parts
-    ]
-    return {**as_template_reads(message), "content": parts}
+    return pictured.prompt(pictured.render(conversation, rendering), pictures)

@@ -1,8 +1,10 @@
 """A request on its way: its jobs, one a choice, and how far each choice has come."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.engine.protocol import FinishReason, GenerationJob, PositionLogprobs, TokenEvent
+from server.tool_calls import PlainReader, Reader
 from steering.types import SteeringPlan
 
 
@@ -10,7 +12,8 @@ from steering.types import SteeringPlan
 class Run:
     """The jobs of one request, and what every part of its answer repeats.
 
-    prompt_tokens: each prompt counted once, whatever its choices. include_usage: a stream ends with the
+    prompt_tokens: each prompt counted once, whatever its choices. reader: makes what parts a choice's words
+    from its calls. include_usage: a stream ends with the
     usage; continuous_usage: every part of it says the usage so far.
     """
 
@@ -20,6 +23,7 @@ class Run:
     fingerprint: str
     jobs: tuple[GenerationJob, ...]
     prompt_tokens: int
+    reader: Callable[[], Reader] = PlainReader
     stream: bool = False
     include_usage: bool = False
     continuous_usage: bool = False

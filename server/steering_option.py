@@ -59,13 +59,15 @@ class AskedTerm:
 class Resolver:
     """Turns asked terms into plan terms: the store, the model that they must fit, and the cap on strength.
 
-    sees: whether the model takes images.
+    sees: whether the model takes images. pausing: whether what is generated is kept to a grammar, where only
+    a term that says its positions steers.
     """
 
     store: VectorStore
     model: ModelIdentity
     max_strength: float
     sees: bool = False
+    pausing: bool = False
 
     def plan(self, terms: Sequence[AskedTerm]) -> SteeringPlan:
         plan = SteeringPlan(tuple(self.term(term) for term in terms))
@@ -89,11 +91,21 @@ class Resolver:
     def term(self, asked: AskedTerm) -> SteeringTerm:
         strength = self._strength(asked)
         profile = self._profile(asked)
-        positions = asked.positions or profile.vectors.positions
+        positions = asked.positions or self._own_positions(asked, profile)
         tokens = asked.tokens or profile.vectors.tokens
         if (positions, tokens) == ("generated", "image"):
             raise InvalidSteering("no generated token is a piece of an image", asked.at("tokens"))
         return SteeringTerm(profile.vectors, strength, layers_of(asked, profile), positions, tokens)
+
+    def _own_positions(self, asked: AskedTerm, profile: Profile) -> Positions:
+        own = profile.vectors.positions
+        if self.pausing and own == "generated":
+            raise InvalidSteering(
+                f"profile '{asked.name}' steers what is generated, and steering pauses in answers of a given "
+                'shape; say "positions": "generated" to steer there',
+                asked.at("positions"),
+            )
+        return "prompt" if self.pausing else own
 
     def _strength(self, asked: AskedTerm) -> float:
         strength = 1.0 if asked.strength is None else asked.strength

@@ -1,13 +1,16 @@
 """From a chat request to the jobs that it becomes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from starlette.datastructures import Headers
 
+from server.engine.grammar import Grammar, Grammars
 from server.engine.protocol import GenerationJob, ModelCard
 from server.naming import ServedName
 from server.prompts import (
+    conversation_of,
     pictured_prompt,
     placed_images,
     prompt_of,
@@ -25,11 +28,14 @@ from server.steering_option import (
     asked_in_string,
     swept,
 )
+from server.tool_calls import PlainReader
+from server.tooling import ToolFormat, Tooling, in_words, tooling_of
 from server.wire.chat import ChatRequest, StreamOptions
 from server.wire.steering import SteeringRequest
+from server.wire.structure import JsonObjectFormat, JsonSchemaFormat, TextFormat
 from steering.errors import InvalidRequest, InvalidSteering
 from steering.images import ImageLimits
-from steering.picturing import Prompt
+from steering.picturing import Prompt, Rendering
 from steering.types import SteeringPlan
 from steering.vision import ImageInputs
 
@@ -44,6 +50,8 @@ class Translator:
     most_choices: int
     most_characters: int
     limits: ImageLimits
+    grammars: Grammars
+    tool_format: ToolFormat
 
     def images_of(self, request: ChatRequest) -> dict[str, str]:
         """Return the URLs of the request's images by their places in the body."""
@@ -67,14 +75,20 @@ class Translator:
         """
         check_combinations(request)
         self._check_size(request)
-        plans = self.plans_of(request.model, request.steering, headers, request.n)
-        prompt, inputs = self._prompt_of(request, images)
-        refuse_without_images(plans[0], inputs)
+        tooling = tooling_of(request, self.tool_format)
+        grammar = self._grammar_of(request, tooling)
+        plans = self.plans_of(request.model, request.steering, headers, request.n, grammar is not None)
+        prompt, inputs = self._prompt_of(request, images, tooling)
+        for plan in plans:
+            refuse_without_images(plan, inputs)
         sampling = sampling_of(
             request,
             max_tokens_of(*asked_tokens(request), len(prompt), self.card.context_length),
             self.card,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        )
+        sampling = replace(
+            sampling, grammar=grammar, stop=(*sampling.stop, *(tooling.stops if tooling else ()))
         )
         jobs = tuple(
             GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, inputs, run_id)
@@ -87,14 +101,46 @@ class Translator:
             fingerprint=self.fingerprint,
             jobs=jobs,
             prompt_tokens=len(prompt),
+            reader=tooling.reader if tooling else PlainReader,
             stream=bool(request.stream),
             **streamed_usage(request.stream_options),
         )
 
-    def _prompt_of(self, request: ChatRequest, images: Mapping[str, str | bytes]) -> Prompt:
-        if self.card.pictured is None:
-            return prompt_of(request.messages, self.card.tokenizer), None
-        return pictured_prompt(request.messages, self.card.pictured, self.limits, images)
+    def _prompt_of(
+        self, request: ChatRequest, images: Mapping[str, str | bytes], tooling: Tooling | None
+    ) -> Prompt:
+        pictured = self.card.pictured
+        conversation = conversation_of(request.messages, sees=pictured is not None)
+        if not self.tool_format.native:
+            conversation = in_words(conversation, tooling)
+        rendering = Rendering(
+            opens=request.add_generation_prompt is not False,
+            continues=bool(request.continue_final_message),
+            tools=tooling.told if tooling and self.tool_format.native else None,
+        )
+        if pictured is None:
+            return prompt_of(conversation, self.card.tokenizer, rendering), None
+        return pictured_prompt(conversation, pictured, self.limits, images, rendering)
+
+    def _grammar_of(self, request: ChatRequest, tooling: Tooling | None) -> Grammar | None:
+        """Return what the whole answer must match, None where it is free."""
+        asked = request.response_format
+        shaped = asked is not None and not isinstance(asked, TextFormat)
+        schema, place = tooling.schema if tooling else None, "tools"
+        if shaped and tooling:
+            raise InvalidRequest(
+                "an answer cannot be both a call and of a format; send tool_choice 'none', or no format",
+                "response_format",
+            )
+        if isinstance(asked, JsonObjectFormat):
+            schema = {"type": "object"}
+        if isinstance(asked, JsonSchemaFormat):
+            schema, place = asked.json_schema.schema_, "response_format.json_schema.schema"
+        if schema is None:
+            return None
+        if request.ignore_eos:
+            raise InvalidRequest("an answer of a given shape ends where the shape does", "ignore_eos")
+        return self.grammars.of_schema(schema, place)
 
     def _check_size(self, request: ChatRequest) -> None:
         if request.n is not None and request.n > self.most_choices:
@@ -102,13 +148,22 @@ class Translator:
         refuse_hopeless(request.messages, self.most_characters)
 
     def plans_of(
-        self, model: str, steering: SteeringRequest | None, headers: Headers, n: int | None
+        self,
+        model: str,
+        steering: SteeringRequest | None,
+        headers: Headers,
+        n: int | None,
+        constrained: bool = False,
     ) -> list[SteeringPlan]:
-        """Return the plan of each choice: n times the same, or one for each strength of a sweep."""
+        """Return the plan of each choice: n times the same, or one for each strength of a sweep.
+
+        constrained: the answers are kept to a grammar, where steering pauses unless told otherwise.
+        """
         suffix = self.served.suffix_of(model)
         others = (None if suffix is None else asked_in_string(suffix, "model"), asked_in_headers(headers))
         steerings = swept(steering, n)
-        plans = [agreed_plan((asked_in_body(each), *others), self.resolver) for each in steerings]
+        resolver = replace(self.resolver, pausing=constrained)
+        plans = [agreed_plan((asked_in_body(each), *others), resolver) for each in steerings]
         return plans if len(plans) > 1 else plans * (n or 1)
 
     @property
@@ -128,6 +183,7 @@ def refuse_without_images(plan: SteeringPlan, images: ImageInputs | None) -> Non
 
 def check_combinations(request: ChatRequest) -> None:
     refuse_stream_options(request.stream_options, request.stream)
+    refuse_bad_ending(request)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
     if None not in (request.max_tokens, request.max_completion_tokens) and (
@@ -135,6 +191,20 @@ def check_combinations(request: ChatRequest) -> None:
     ):
         raise InvalidRequest(
             "max_tokens and max_completion_tokens disagree; send one of them", "max_completion_tokens"
+        )
+
+
+def refuse_bad_ending(request: ChatRequest) -> None:
+    """Refuse what says both that an answer begins and that it goes on, or nothing to go on from."""
+    if not request.continue_final_message:
+        return
+    if request.add_generation_prompt is not False:
+        raise InvalidRequest(
+            "continue_final_message needs add_generation_prompt: false", "add_generation_prompt"
+        )
+    if request.messages[-1].role != "assistant" or not request.messages[-1].text:
+        raise InvalidRequest(
+            "continue_final_message needs an assistant's message with text at the end", "messages"
         )
 
 
@@ -150,7 +220,12 @@ def refuse_stream_options(options: StreamOptions | None, stream: bool | None) ->
         raise InvalidRequest("stream_options is only for stream: true", "stream_options")
 
 
-def streamed_usage(options: StreamOptions | None) -> dict[str, bool]:
+class StreamedUsage(TypedDict):
+    include_usage: bool
+    continuous_usage: bool
+
+
+def streamed_usage(options: StreamOptions | None) -> StreamedUsage:
     """Return which usage a stream tells, as fields of a run; continuous usage has a last one too."""
     continuous = bool(options and options.continuous_usage_stats)
     return {

@@ -1,6 +1,8 @@
 """Messages with images to a prompt, through a vision-language model's chat template and processor."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -8,14 +10,44 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from steering.errors import InvalidRequest, ModelUnavailable, SteeringError
+from steering.errors import InvalidRequest, ModelUnavailable, SteeringError, quotable
 from steering.loading import LoadedModel
+from steering.patience import OutOfPatience, patient
 from steering.processor import chat_template_of
 from steering.vision import ImageInputs, opened, token_spans
 
 Conversation = Sequence[Mapping[str, Any]]
 Prompt = tuple[tuple[int, ...], ImageInputs | None]
 PROBE = "grain"
+# Templates come with models: the sandbox of transformers bounds what they reach, this how long they take.
+TEMPLATE_SECONDS = 10.0
+FAILURES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OutOfPatience,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """What a chat template is told beside the messages.
+
+    opens: the text ends where an answer begins; continues: it ends inside the last message, which the
+    answer continues. tools: functions in OpenAI's shape; arguments: whatever else the template reads.
+    """
+
+    opens: bool = True
+    continues: bool = False
+    tools: list[dict[str, Any]] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+ANSWER = Rendering()
 # Of what a processor returns these are not the images'.
 WORDS = frozenset({"input_ids", "attention_mask"})
 
@@ -31,14 +63,18 @@ class Pictured:
         self._placeholders = {self.placeholder, str(processor.tokenizer.convert_ids_to_tokens(image_token))}
         self._takes_parts = self._renders_parts()
 
-    def render(self, conversation: Conversation, add_generation_prompt: bool = True) -> str:
+    @property
+    def template(self) -> str | None:
+        return self._template
+
+    def render(self, conversation: Conversation, rendering: Rendering = ANSWER) -> str:
         """Return the conversation's text; each content is a list of text and image parts, as templates read.
 
         Raises InvalidRequest where the template refuses, or a text holds what stands for an image.
         """
         self._refuse_placeholders(conversation)
         messages = conversation if self._takes_parts else [self._as_string(each) for each in conversation]
-        return templated(messages, self._processor.tokenizer, self._template, add_generation_prompt)
+        return templated(messages, self._processor.tokenizer, self._template, rendering)
 
     def prompt(self, text: str, pictures: Sequence[Image.Image]) -> Prompt:
         """Return token ids, and the images' tensors, of a rendered conversation."""
@@ -57,8 +93,8 @@ class Pictured:
             raise
         except Exception as error:
             # Families refuse in their own ways, an image of one pixel or of a strip among others.
-            reason = f"the model's processor refuses these images: {error}"
-            raise InvalidRequest(reason[:300], "messages") from error
+            reason = f"the model's processor refuses these images: {quotable(error)}"
+            raise InvalidRequest(reason, "messages") from error
         ids = tuple(made["input_ids"][0].tolist())
         tensors = {name: tensor for name, tensor in made.items() if name not in WORDS}
         return ids, ImageInputs(tensors, token_spans(ids, self.image_token))
@@ -94,26 +130,34 @@ def templated(
     conversation: Conversation,
     tokenizer: Any,
     template: str | None = None,
-    add_generation_prompt: bool = True,
+    rendering: Rendering = ANSWER,
 ) -> str:
     """Return the conversation's text up to where the answer begins, or raise InvalidRequest.
 
-    template: None: the tokenizer's own. add_generation_prompt: False: up to the last message's end.
+    template: None: the tokenizer's own.
     """
     if not (template or tokenizer.chat_template):
         raise InvalidRequest("this model has no chat template, so it cannot chat", "messages")
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                conversation,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+        with patient(TEMPLATE_SECONDS):
+            return str(
+                tokenizer.apply_chat_template(
+                    conversation,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=rendering.opens,
+                    continue_final_message=rendering.continues,
+                    tools=rendering.tools,
+                    **rendering.arguments,
+                )
             )
-        )
     except TemplateError as error:
-        reason = f"the model's chat template refuses these messages: {error}"
-        raise InvalidRequest(reason[:500], "messages") from error
+        reason = f"the model's chat template refuses these messages: {quotable(error)}"
+        raise InvalidRequest(reason, "messages") from error
+    except FAILURES as error:
+        logger.warning("the chat template failed", exc_info=error)
+        reason = f"the model's chat template fails on these messages ({type(error).__name__})"
+        raise InvalidRequest(reason, "messages") from error
 
 
 @lru_cache(maxsize=4)

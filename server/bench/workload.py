@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from server.prompts import prompt_of
-from server.wire.messages import Message
 from steering.loading import LoadedModel
 from steering.types import ModelIdentity
 from vector_store.local import LocalStore
@@ -49,7 +48,7 @@ def prompt_of_length(tokenizer: Any, length: int, generator: random.Random) -> P
 
 def as_prompt(tokenizer: Any, words: Sequence[str]) -> Prompt:
     messages = [{"role": "system", "content": ""}, {"role": "user", "content": " ".join(words)}]
-    return Prompt(messages, prompt_of([Message.model_validate(message) for message in messages], tokenizer))
+    return Prompt(messages, prompt_of(messages, tokenizer))
 
 
 def register_profiles(store: Path, loaded: LoadedModel, count: int, advance: Callable[[], None]) -> list[str]:

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from server.engine.grammar import Grammar
 from steering.picturing import Pictured
 from steering.types import ModelIdentity, SteeringPlan
 from steering.vision import ImageInputs
@@ -18,7 +19,7 @@ class SamplingParams:
 
     temperature 0 is greedy; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
     logprobs: None for none, else how many alternatives to report beside each chosen token; prompt_logprobs:
-    the same for the prompt's tokens, and then max_tokens may be 0.
+    the same for the prompt's tokens, and then max_tokens may be 0. grammar: what the whole answer must match.
     """
 
     max_tokens: int
@@ -36,6 +37,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ class ModelCard:
     """The served model as the server sees it.
 
     tokenizer: a transformers tokenizer; context_length: prompt and completion together, in tokens.
-    pictured: what makes prompts of messages with images, None: the model takes none.
+    pictured: what makes prompts of messages with images, None: the model takes none. end_tokens: those that
+    end an answer.
     """
 
     identity: ModelIdentity
@@ -115,6 +118,7 @@ class ModelCard:
     device: str
     dtype: str
     pictured: Pictured | None = None
+    end_tokens: tuple[int, ...] = ()
 
 
 class Engine(Protocol):

@@ -135,16 +135,16 @@ class RunningRequest:
         Where no token was asked for, the chosen one is none.
         """
         if not self.job.sampling.max_tokens:
-            return TokenEvent(
-                "", 0, (), tuple(self._prompt_logprobs), tuple(self.steered), finish="length"
-            )
+            return TokenEvent("", 0, (), tuple(self._prompt_logprobs), tuple(self.steered), finish="length")
         self.tokens.append(token)
-        self.sampler.record(token)
         if token in self._final:
             return self._event("", logits, "stop")
+        self.sampler.record(token)
         text, stopped = self._stops.push(self._text.push(token))
         if stopped:
             return self._event(text, logits, "stop", flush=False)
+        if self.sampler.complete:
+            return self._event(text, logits, "stop")
         if self.completion_tokens >= self.job.sampling.max_tokens:
             return self._event(text, logits, "length")
         return self._event(text, logits, None)

@@ -36,11 +36,17 @@ class Sampler:
         self._prompt = sorted(set(prompt)) if params.repetition_penalty != 1.0 else []
         self._counts: dict[int, int] = {}
         self._vocabulary_size = vocabulary_size
+        self._matcher = params.grammar.matcher() if params.grammar else None
 
     @property
     def plain(self) -> bool:
         """Whether the choice is simply the likeliest token."""
-        return self._params.temperature == 0.0 and not self._adjusts
+        return self._params.temperature == 0.0 and not self._adjusts and self._matcher is None
+
+    @property
+    def complete(self) -> bool:
+        """Whether what was chosen satisfies its grammar and nothing may follow."""
+        return self._matcher is not None and self._matcher.complete
 
     @property
     def _adjusts(self) -> bool:
@@ -53,13 +59,17 @@ class Sampler:
         )
 
     def record(self, token: int) -> None:
-        """Count a chosen token for the penalties."""
+        """Count a chosen token for the penalties, and take it through the grammar."""
+        if self._matcher is not None:
+            self._matcher.take(token)
         self._counts[token] = self._counts.get(token, 0) + 1
 
     def choose(self, logits: Tensor) -> Tensor:
         """Return the next token, int64 scalar; logits float32 [vocabulary]."""
         if self._adjusts:
             logits = self._adjusted(logits.clone())
+        if self._matcher is not None:
+            logits = logits.masked_fill(~self._matcher.allowed().to(logits.device), -torch.inf)
         if self._params.temperature == 0.0:
             return logits.argmax()
         tempered = (logits - logits.max()) / max(self._params.temperature, LOWEST_TEMPERATURE)
@@ -155,6 +165,8 @@ def choose_tokens(rows: Sequence[Tensor], samplers: Sequence[Sampler]) -> list[i
         if not sampler.plain:
             try:
                 chosen[row] = sampler.choose(logits[row])
+            except GenerationFailed as error:
+                failures[row] = error
             except Exception as error:
                 failures[row] = GenerationFailed(f"sampling failed ({type(error).__name__})")
     for row, finite in enumerate(torch.isfinite(likeliest_values).tolist()):

@@ -218,6 +218,7 @@ def card_of(loaded: LoadedModel, context: int) -> ModelCard:
         device=str(loaded.device),
         dtype=str(loaded.model.dtype).removeprefix("torch."),
         pictured=pictured_of(loaded) if loaded.processor is not None else None,
+        end_tokens=tuple(sorted(end_tokens(loaded))),
     )
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from server.prompt_tokens import text_of
-from server.prompts import UnsupportedImages, placed_images, prompt_of, refuse_images, with_parts
+from server.prompts import UnsupportedImages, conversation_of, placed_images, prompt_of, refuse_images
 from server.reading import body_of, parsed
 from server.routes import documented
 from server.sampling_option import check_tokens
@@ -20,6 +20,7 @@ from server.translate import Translator
 from server.wire.messages import Message
 from server.wire.tokens import DetokenizeRequest, TokenizeRequest
 from steering.errors import InvalidRequest
+from steering.picturing import Rendering
 
 router = APIRouter()
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
@@ -111,11 +112,13 @@ def refuse_beside(sent: str, field: str, value: bool | None) -> None:
 def tokens_of_messages(
     messages: list[Message], add_generation_prompt: bool, translator: Translator
 ) -> list[int]:
+    rendering = Rendering(opens=add_generation_prompt)
     images, pictured = dict(placed_images(messages)), translator.card.pictured
     if pictured is None:
         refuse_images(images)
-        return list(prompt_of(messages, translator.card.tokenizer, add_generation_prompt))
+        conversation = conversation_of(messages, sees=False)
+        return list(prompt_of(conversation, translator.card.tokenizer, rendering))
     for place in images:
         raise UnsupportedImages("images are not counted here", place.removesuffix(".url"))
-    text = pictured.render([with_parts(message) for message in messages], add_generation_prompt)
+    text = pictured.render(conversation_of(messages, sees=True), rendering)
     return list(pictured.prompt(text, [])[0])

@@ -7,9 +7,11 @@ from pydantic_core import PydanticCustomError
 
 # Tags of the unions below; with pydantic's own for a key, they stand in its error locations, never in ours.
 TEXT, LIST, OBJECT, NUMBER = "<text>", "<list>", "<object>", "<number>"
-PLAIN, IMAGE = "<plain>", "<image>"
+PLAIN, IMAGE, SCHEMA = "<plain>", "<image>", "<schema>"
 TEXTS, TOKENS, TOKEN_LISTS = "<texts>", "<tokens>", "<token lists>"
-TAGS = frozenset({TEXT, LIST, OBJECT, NUMBER, PLAIN, IMAGE, TEXTS, TOKENS, TOKEN_LISTS, "[key]"})
+TAGS = frozenset(
+    {TEXT, LIST, OBJECT, NUMBER, PLAIN, IMAGE, SCHEMA, TEXTS, TOKENS, TOKEN_LISTS, "[key]"}
+)
 KINDS: dict[type, str] = {str: TEXT, list: LIST, dict: OBJECT, int: NUMBER, float: NUMBER}
 
 SEEDS = 2**63

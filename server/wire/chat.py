@@ -5,9 +5,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.wire.base import SEEDS, Wire, only
+from server.wire.limits import MOST_MESSAGES, Identifier, Metadata, User
 from server.wire.messages import Message
 from server.wire.sampling import SamplingFields
 from server.wire.steering import SteeringRequest
+from server.wire.structure import MOST_TOOLS, ResponseFormat, Tool, ToolChoice
 
 
 class StreamOptions(Wire):
@@ -20,7 +22,7 @@ class ChatRequest(SamplingFields):
     """The body of POST /v1/chat/completions; null is the same as absent."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
     steering: SteeringRequest | None = None
 
     stream: bool | None = None
@@ -32,14 +34,21 @@ class ChatRequest(SamplingFields):
     max_tokens: Annotated[int, Field(ge=1, lt=SEEDS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=SEEDS)] | None = None
 
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
     # Accepted without effect.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
+    user: User | None = None
+    metadata: Metadata | None = None
     store: bool | None = None
     service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    parallel_tool_calls: bool | None = None
+    safety_identifier: Identifier | None = None
+    prompt_cache_key: Identifier | None = None
 
     # Documented by OpenAI and not done here.
     audio: Annotated[Any, only(None)] = None
@@ -51,8 +60,5 @@ class ChatRequest(SamplingFields):
     prompt_cache_options: Annotated[Any, only(None)] = None
     prompt_cache_retention: Annotated[Any, only(None)] = None
     reasoning_effort: Annotated[Any, only(None)] = None
-    response_format: Annotated[Any, only(None, {"type": "text"})] = None
-    tool_choice: Annotated[Any, only(None, "none", "auto")] = None
-    tools: Annotated[Any, only(None, [])] = None
     verbosity: Annotated[Any, only(None)] = None
     web_search_options: Annotated[Any, only(None)] = None

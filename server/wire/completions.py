@@ -6,6 +6,7 @@ from pydantic import Discriminator, Field, Tag
 
 from server.wire.base import SEEDS, TEXT, TEXTS, TOKEN_LISTS, TOKENS, only
 from server.wire.chat import StreamOptions
+from server.wire.limits import User
 from server.wire.sampling import SamplingFields
 from server.wire.steering import SteeringRequest
 
@@ -53,7 +54,7 @@ class CompletionRequest(SamplingFields):
     max_tokens: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
 
     # Accepted without effect.
-    user: str | None = None
+    user: User | None = None
 
     # Documented by OpenAI and not done here.
     suffix: Annotated[Any, only(None)] = None

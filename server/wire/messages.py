@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.wire.base import IMAGE, LIST, PLAIN, TEXT, Wire, one_of_kinds, only
+from server.wire.structure import MOST_TOOLS, ToolCall
 
 REFUSED_PARTS = {
     "input_audio": "this model takes no audio",
@@ -53,34 +54,58 @@ Content = Annotated[
 
 
 class Message(Wire):
-    """A message; an answer of ours can be sent back as it came."""
+    """A message; an answer of ours can be sent back as it came.
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: may be null where an assistant called tools. tool_call_id: which call a tool's message answers.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    content: Annotated[Content | None, Field(validate_default=True)] = None
     name: str | None = None
     refusal: Annotated[Any, only(None)] = None
     annotations: Annotated[Any, only(None, [])] = None
     audio: Annotated[Any, only(None)] = None
     function_call: Annotated[Any, only(None)] = None
-    tool_calls: Annotated[Any, only(None, [])] = None
 
     @model_validator(mode="before")
     @classmethod
-    def refuse_tool_results(cls, message: Any) -> Any:
-        if isinstance(message, dict) and message.get("role") in ("tool", "function"):
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "the role '{role}' is not supported: this server calls no tools",
-                {"role": message["role"]},
-            )
+    def refuse_what_is_amiss(cls, message: Any) -> Any:
+        if isinstance(message, dict):
+            reason = amiss(message)
+            if reason:
+                raise PydanticCustomError("unsupported_parameter", reason)
         return message
+
+    @field_validator("content")
+    @classmethod
+    def need_content(cls, content: Any, others: ValidationInfo) -> Any:
+        """Let content be left out where tools are called, and nowhere else."""
+        if content is None and not others.data.get("tool_calls"):
+            raise PydanticCustomError("missing", "required")
+        return content
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
+        if isinstance(self.content, str) or self.content is None:
+            return self.content or ""
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def parts(self) -> list[Part]:
-        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else self.content
+        return self.content if isinstance(self.content, list) else [TextPart(type="text", text=self.text)]
+
+
+def amiss(message: dict[str, Any]) -> str | None:
+    """Return why the fields of a message do not go together, None where they do."""
+    role = message.get("role")
+    if role == "function":
+        return "the role 'function' is not supported; send 'tool', with a tool_call_id"
+    if message.get("tool_calls") and role != "assistant":
+        return "tool_calls are an assistant's"
+    if message.get("tool_call_id") is not None and role != "tool":
+        return "tool_call_id is for the role 'tool'"
+    if role == "tool" and message.get("tool_call_id") is None:
+        return "a message of the role 'tool' needs the tool_call_id of the call that it answers"
+    return None

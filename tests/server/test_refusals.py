@@ -13,6 +13,7 @@ from server.engine.scripted import ScriptedEngine
 from tests.server.running import CHAT, HELLO, Running, error_of
 
 USER = {"role": "user", "content": "hello"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 
 
@@ -71,6 +72,13 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": False, "top_logprobs": 0}, "top_logprobs"),
         ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({"metadata": {"k" * 65: "x"}}, f"metadata.{'k' * 65}"),
+        ({"metadata": {str(number): "x" for number in range(17)}}, "metadata"),
+        ({"user": "x" * 513}, "user"),
+        ({"safety_identifier": "x" * 65}, "safety_identifier"),
+        ({"prompt_cache_key": "x" * 65}, "prompt_cache_key"),
+        ({"messages": [USER] * 2049}, "messages"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_fields_path(server: Running, fields: Any, param: str) -> None:
@@ -81,12 +89,8 @@ def test_a_wrong_value_is_refused_with_the_fields_path(server: Running, fields: 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
-        {"tool_choice": "required"},
         {"functions": [{"name": "f"}]},
         {"function_call": {"name": "f"}},
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {}}},
         {"audio": {"voice": "alloy", "format": "wav"}},
         {"modalities": ["text", "audio"]},
         {"prediction": {"type": "content", "content": "a"}},
@@ -114,15 +118,15 @@ def test_an_unknown_field_is_refused_and_the_nearest_is_named(server: Running) -
         ({"role": "user", "content": [IMAGE]}, "messages[0].content[0].image_url", "takes no images"),
         ({"role": "user", "content": [{"type": "input_audio"}]}, "messages[0].content[0]", "no audio"),
         ({"role": "user", "content": [{"type": "scent"}]}, "messages[0].content[0]", "send 'text'"),
-        ({"role": "tool", "content": "1", "tool_call_id": "a"}, "messages[0]", "calls no tools"),
-        (
-            {"role": "assistant", "tool_calls": [{"id": "a"}], "content": ""},
-            "messages[0].tool_calls",
-            "not supp",
-        ),
+        ({"role": "tool", "content": "1"}, "messages[0]", "tool_call_id"),
+        ({"role": "user", "content": "1", "tool_call_id": "a"}, "messages[0]", "for the role 'tool'"),
+        ({"role": "user", "content": "1", "tool_calls": [CALL]}, "messages[0]", "an assistant's"),
+        ({"role": "function", "name": "f", "content": "1"}, "messages[0]", "send 'tool'"),
     ],
 )
-def test_messages_beyond_text_are_refused(server: Running, message: Any, param: str, word: str) -> None:
+def test_messages_that_make_no_sense_are_refused(
+    server: Running, message: Any, param: str, word: str
+) -> None:
     error = server.refusal(messages=[message])
     assert (error["status"], error["code"], error["param"]) == (400, "unsupported_parameter", param)
     assert word in error["message"]
@@ -250,8 +254,8 @@ def test_more_choices_than_can_ever_run_are_refused_for_good(start: Callable[...
 
 
 def test_a_key_said_twice_among_very_many_is_refused_without_delay(server: Running) -> None:
-    keys = ",".join(f'"{number}": ""' for number in range(40_000))
-    body = f'{{"model": "scripted", "messages": [], "metadata": {{{keys}, "7": ""}}}}'
+    keys = ",".join(f'"{number}": 0' for number in range(40_000))
+    body = f'{{"model": "scripted", "messages": [], "logit_bias": {{{keys}, "7": 0}}}}'
     body = body.replace('"messages": []', f'"messages": {json.dumps([USER])}')
     begin = time.perf_counter()
     error = error_of(server.client.post(CHAT, content=body, headers={"content-type": "application/json"}))

@@ -13,7 +13,6 @@ from server.engine.batcher import BatchLimits
 from server.engine.protocol import GenerationJob, SamplingParams
 from server.engine.transformers_engine import TransformersEngine
 from server.prompts import prompt_of
-from server.wire.messages import Message
 from steering.loading import LoadedModel
 from steering.types import SteeringPlan, SteeringTerm
 from tests.server.engine.reference import naive_text
@@ -47,7 +46,7 @@ class Whole:
         return {**asked, "temperature": 0, "max_tokens": TOKENS, "ignore_eos": True, **steered, **fields}
 
     def expected(self, question: str, *terms: SteeringTerm) -> str:
-        prompt = prompt_of([Message(role="user", content=question)], self.loaded.tokenizer)
+        prompt = prompt_of([{"role": "user", "content": question}], self.loaded.tokenizer)
         sampling = SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
         return naive_text(self.loaded, GenerationJob("job", prompt, sampling, SteeringPlan(terms)))
 
@@ -119,7 +118,7 @@ def test_the_official_client_reads_a_steered_stream_and_its_proof(whole: Whole) 
     (proof,) = chunks[-1].model_extra["steering"]
     assert proof["digest"] == profile.manifest.digest
     assert proof["version"] == profile.manifest.version
-    prompt = prompt_of([Message(role="user", content="hello")], whole.loaded.tokenizer)
+    prompt = prompt_of([{"role": "user", "content": "hello"}], whole.loaded.tokenizer)
     assert proof["steered_tokens"] == len(prompt) + TOKENS - 1
 
 

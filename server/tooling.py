@@ -1,0 +1,196 @@
+"""Tools in a conversation: how the model is told of them, what a forced call must match, who reads calls."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from server.tool_calls import (
+    CLOSE,
+    OPEN,
+    BareReader,
+    NamedReader,
+    Reader,
+    RequiredReader,
+    TaggedReader,
+)
+from server.wire.chat import ChatRequest
+from server.wire.structure import Function, NamedTool
+from steering.errors import InvalidRequest
+from steering.picturing import Pictured
+
+PROBE = {"type": "function", "function": {"name": "grain_probe", "parameters": {"type": "object"}}}
+NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+INSTRUCTIONS = f"""You can call these functions, each described by a JSON schema:
+{{functions}}
+To call one, write a line {OPEN}{{{{"name": "...", "arguments": {{{{...}}}}}}}}{CLOSE} and nothing after it. \
+The result comes back between <tool_response> and </tool_response>. Call a function only where it helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a model's chat template speaks of tools.
+
+    native: it renders them; if not, they are told in a system message. tagged: calls stand between tags;
+    if not, a call is the whole answer.
+    """
+
+    native: bool
+    tagged: bool
+
+
+def tool_format(tokenizer: Any, pictured: Pictured | None) -> ToolFormat:
+    """Return the format of the template, found out by rendering a tool with it."""
+    template = (pictured.template if pictured else None) or tokenizer.chat_template
+    content: Any = [{"type": "text", "text": "x"}] if pictured else "x"
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], chat_template=template, tools=[PROBE], tokenize=False
+        )
+    except (TemplateError, TypeError, ValueError, KeyError):
+        text = ""
+    native = "grain_probe" in str(text)
+    return ToolFormat(native, tagged=not native or OPEN in str(template))
+
+
+@dataclass(frozen=True, slots=True)
+class Tooling:
+    """The functions that a request offers, and which of them it wants called.
+
+    choice: auto, required, or the name of one function.
+    """
+
+    functions: tuple[Function, ...]
+    choice: str
+    named: bool
+    parallel: bool
+    format: ToolFormat
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """Return what a forced call must match: a named function's arguments, else name and arguments."""
+        if self.named:
+            chosen = next(function for function in self.functions if function.name == self.choice)
+            return parameters_of(chosen)
+        if self.choice == "required":
+            return {"anyOf": [call_schema(number, each) for number, each in enumerate(self.functions)]}
+        return None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Return what ends an answer early: the first call's end, where one call is the most."""
+        return (CLOSE,) if self.choice == "auto" and self.format.tagged and not self.parallel else ()
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """Return the functions as templates read them."""
+        return [
+            {"type": "function", "function": each.model_dump(exclude_none=True)} for each in self.functions
+        ]
+
+    def reader(self) -> Reader:
+        names = frozenset(function.name for function in self.functions)
+        if self.named:
+            return NamedReader(self.choice)
+        if self.choice == "required":
+            return RequiredReader()
+        return (TaggedReader if self.format.tagged else BareReader)(names, self.parallel)
+
+
+def in_words(conversation: Sequence[dict[str, Any]], tooling: Tooling | None) -> list[dict[str, Any]]:
+    """Return the conversation with its tools, calls and results in words, for templates that know none."""
+    messages = [call_in_words(message) for message in conversation]
+    if tooling is None:
+        return messages
+    functions = "\n".join(json.dumps(each["function"]) for each in tooling.told)
+    instructions = INSTRUCTIONS.format(functions=functions)
+    if messages[0]["role"] == "system":
+        return [edited(messages[0], lambda text: f"{text}\n\n{instructions}"), *messages[1:]]
+    return [{"role": "system", "content": like(messages[0], instructions)}, *messages]
+
+
+def tooling_of(request: ChatRequest, format: ToolFormat) -> Tooling | None:  # noqa: A002
+    """Return the request's tooling, None where it offers no tools or wants none called."""
+    functions = tuple(tool.function for tool in request.tools or ())
+    choice = request.tool_choice
+    if not functions:
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequest("tool_choice asks for a call, but there are no tools", "tool_choice")
+        return None
+    refuse_repeated(functions)
+    if choice == "none":
+        return None
+    named = isinstance(choice, NamedTool)
+    wanted = choice.function.name if isinstance(choice, NamedTool) else choice or "auto"
+    if named and wanted not in [function.name for function in functions]:
+        raise InvalidRequest(f"there is no tool named '{wanted}'", "tool_choice.function.name")
+    return Tooling(functions, wanted, named, request.parallel_tool_calls is not False, format)
+
+
+def refuse_repeated(functions: Sequence[Function]) -> None:
+    seen: set[str] = set()
+    for number, function in enumerate(functions):
+        if function.name in seen:
+            raise InvalidRequest(f"two tools are named '{function.name}'", f"tools[{number}].function.name")
+        seen.add(function.name)
+
+
+def parameters_of(function: Function) -> dict[str, Any]:
+    return function.parameters if function.parameters is not None else NO_PARAMETERS
+
+
+def call_schema(number: int, function: Function) -> dict[str, Any]:
+    """Return the schema of a call by name, as the `number`th of several; references stay within it."""
+    place = f"#/anyOf/{number}/properties/arguments"
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": function.name},
+            "arguments": moved(parameters_of(function), place),
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def moved(schema: Any, place: str) -> Any:
+    """Return a schema whose references count from where it stands now."""
+    if isinstance(schema, list):
+        return [moved(each, place) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: place + value[1:]
+        if key == "$ref" and isinstance(value, str) and value.startswith("#")
+        else moved(value, place)
+        for key, value in schema.items()
+    }
+
+
+def call_in_words(message: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose calls, or whose result of one, stand in its text."""
+    calls = [f"{OPEN}{json.dumps(call['function'])}{CLOSE}" for call in message.get("tool_calls", ())]
+    plain = {key: value for key, value in message.items() if key not in ("tool_calls", "tool_call_id")}
+    if message["role"] == "tool":
+        return edited({**plain, "role": "user"}, lambda text: f"<tool_response>\n{text}\n</tool_response>")
+    return edited(plain, lambda text: "\n".join([*([text] if text else []), *calls])) if calls else plain
+
+
+def edited(message: dict[str, Any], edit: Callable[[str], str]) -> dict[str, Any]:
+    """Return the message with its text edited; of several parts, the last text."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": edit(content)}
+    texts = [number for number, part in enumerate(content) if part["type"] == "text"]
+    last = texts[-1] if texts else len(content)
+    text = content[last]["text"] if texts else ""
+    return {
+        **message,
+        "content": [*content[:last], {"type": "text", "text": edit(text)}, *content[last + 1 :]],
+    }
+
+
+def like(message: dict[str, Any], text: str) -> Any:
+    return text if isinstance(message["content"], str) else [{"type": "text", "text": text}]

@@ -1,0 +1,116 @@
+"""What an answer's shape may be asked to be: a response format, tools, and the choice among them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.wire.base import OBJECT, SCHEMA, TEXT, Wire, one_of_kinds
+
+MOST_TOOLS = 128
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Description = Annotated[str, Field(max_length=10_000)]
+Schema = dict[str, Any]
+
+
+def functions_only(value: Any, reason: str) -> Any:
+    """Return the value, or refuse a tool of another `type` for the reason."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "function":
+        raise PydanticCustomError("unsupported_parameter", reason)
+    return value
+
+
+class JsonSchema(Wire):
+    """strict: accepted; the schema is always kept."""
+
+    name: Name
+    description: Description | None = None
+    schema_: Annotated[Schema, Field(alias="schema")]
+    strict: bool | None = None
+
+
+class TextFormat(Wire):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Wire):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Wire):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+FORMATS = {"text": TEXT, "json_object": OBJECT, "json_schema": SCHEMA}
+
+
+def format_kind(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return FORMATS.get(kind) if isinstance(kind, str) else None
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag(TEXT)]
+    | Annotated[JsonObjectFormat, Tag(OBJECT)]
+    | Annotated[JsonSchemaFormat, Tag(SCHEMA)],
+    Discriminator(
+        format_kind,
+        custom_error_type="invalid_value",
+        custom_error_message="must be an object whose type is 'text', 'json_object' or 'json_schema'",
+    ),
+]
+
+
+class Function(Wire):
+    name: Name
+    description: Description | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+
+class Tool(Wire):
+    type: Literal["function"]
+    function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_other_tools(cls, tool: Any) -> Any:
+        return functions_only(tool, "this server knows tools of type 'function' only")
+
+
+class NamedFunction(Wire):
+    name: Name
+
+
+class NamedTool(Wire):
+    type: Literal["function"]
+    function: NamedFunction
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_other_choices(cls, choice: Any) -> Any:
+        return functions_only(choice, "not supported here; send 'none', 'auto', 'required' or a function")
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(TEXT)] | Annotated[NamedTool, Tag(OBJECT)],
+    one_of_kinds("'none', 'auto', 'required' or an object that names a function"),
+]
+
+
+class CalledFunction(Wire):
+    """arguments: JSON as text, as a model wrote it."""
+
+    name: Name
+    arguments: str
+
+
+class ToolCall(Wire):
+    """A call that an earlier answer made; `index` is what streams add."""
+
+    id: Annotated[str, Field(max_length=256)]
+    type: Literal["function"]
+    function: CalledFunction
+    index: int | None = None

@@ -1,0 +1,137 @@
+"""Answers kept to a JSON schema by the real engine: valid whatever the sampling, beside free neighbours."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from server.engine.grammar import Grammars, UnsupportedSchema
+from server.engine.protocol import GenerationJob, SamplingParams, TokenEvent
+from steering.loading import LoadedModel
+from tests.server.engine.reference import greedy_job, naive_tokens
+from tests.server.engine.test_batcher import bench, completion, prompt_of
+
+Loader = Callable[[str], LoadedModel]
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "sex": {"enum": ["f", "m"]},
+        "age": {"type": "integer", "minimum": 0, "maximum": 99},
+        "tags": {"type": "array", "items": {"const": "a"}, "maxItems": 2},
+    },
+    "required": ["sex", "age", "tags"],
+    "additionalProperties": False,
+}
+# Where a tool's schema stands when a call of several tools is asked for.
+REFERRING = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"n": {"$ref": "#/anyOf/0/$defs/one"}},
+            "required": ["n"],
+            "additionalProperties": False,
+            "$defs": {"one": {"const": 1}},
+        }
+    ]
+}
+
+
+def grammars_of(loaded: LoadedModel) -> Grammars:
+    return Grammars(loaded.tokenizer, loaded.vocabulary_size, (loaded.tokenizer.eos_token_id,))
+
+
+def text_of(events: list[Any]) -> str:
+    assert all(isinstance(event, TokenEvent) for event in events)
+    return "".join(event.text for event in events)
+
+
+def constrained(name: str, grammar: Any, **sampling: Any) -> GenerationJob:
+    params = SamplingParams(max_tokens=200, grammar=grammar, **sampling)
+    return GenerationJob(name, tuple(prompt_of(9)), params)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.0, "logit_bias": {7: 100.0}},
+        {"temperature": 1.0, "seed": 1},
+        {"temperature": 2.0, "seed": 2, "top_k": 3},
+        {"temperature": 1.5, "seed": 3, "top_p": 0.3, "presence_penalty": 2.0},
+    ],
+)
+def test_every_answer_satisfies_its_schema_and_ends_with_it(tiny_model: Loader, sampling: Any) -> None:
+    loaded = tiny_model("llama")
+    with bench(loaded) as batch:
+        request = batch.add(constrained("job", grammars_of(loaded).of_schema(PERSON, "x"), **sampling))
+        batch.run()
+    person = json.loads(text_of(batch.results[request]))
+    assert set(person) == {"sex", "age", "tags"}
+    assert person["sex"] in ("f", "m")
+    assert 0 <= person["age"] <= 99
+    assert batch.results[request][-1].finish == "stop"  # type: ignore[union-attr]
+
+
+def test_a_constrained_neighbour_changes_nobodys_tokens(tiny_model: Loader) -> None:
+    loaded = tiny_model("llama")
+    free = greedy_job("free", prompt_of(12), 30)
+    grammar = grammars_of(loaded).of_schema(PERSON, "x")
+    with bench(loaded) as batch:
+        requests = [batch.add(constrained(f"{n}", grammar, temperature=0.0)) for n in range(2)]
+        beside = batch.add(free)
+        batch.run()
+    assert completion(beside) == naive_tokens(loaded, free)
+    first, second = (text_of(batch.results[request]) for request in requests)
+    assert first == second
+
+
+def test_a_reference_into_a_part_of_the_schema_is_followed(tiny_model: Loader) -> None:
+    loaded = tiny_model("llama")
+    with bench(loaded) as batch:
+        grammar = grammars_of(loaded).of_schema(REFERRING, "x")
+        request = batch.add(constrained("job", grammar, temperature=0.0))
+        batch.run()
+    assert json.loads(text_of(batch.results[request])) == {"n": 1}
+
+
+def test_a_schema_is_compiled_once(tiny_model: Loader) -> None:
+    grammars = grammars_of(tiny_model("llama"))
+    assert grammars.of_schema(PERSON, "x") is grammars.of_schema(dict(PERSON), "y")
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        ({"type": "wrong"}, "wrong"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"$ref": "http://example.org/schema"}, "example.org"),
+        ({"type": "string", "pattern": "("}, "regex"),
+        ({"enum": ["x" * 200_000]}, "too large"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused(tiny_model: Loader, schema: Any, word: str) -> None:
+    with pytest.raises(UnsupportedSchema, match=word) as refused:
+        grammars_of(tiny_model("llama")).of_schema(schema, "response_format")
+    assert refused.value.param == "response_format"
+    assert len(refused.value.message) < 400
+
+
+def test_a_schema_of_too_many_levels_is_refused(tiny_model: Loader) -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(100):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(UnsupportedSchema, match="levels"):
+        grammars_of(tiny_model("llama")).of_schema(schema, "x")
+
+
+def test_an_answer_that_is_cut_off_ends_with_its_length(tiny_model: Loader) -> None:
+    loaded = tiny_model("llama")
+    job = constrained("job", grammars_of(loaded).of_schema(PERSON, "x"), temperature=0.0)
+    short = replace(job, sampling=replace(job.sampling, max_tokens=3))
+    with bench(loaded) as batch:
+        request = batch.add(short)
+        batch.run()
+    assert batch.results[request][-1].finish == "length"  # type: ignore[union-attr]
