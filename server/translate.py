@@ -28,6 +28,7 @@ from server.steering_option import (
     asked_in_string,
     swept,
 )
+from server.template_option import TemplateOption
 from server.tool_calls import PlainReader
 from server.tooling import ToolFormat, Tooling, in_words, tooling_of
 from server.wire.chat import ChatRequest, StreamOptions
@@ -52,6 +53,7 @@ class Translator:
     limits: ImageLimits
     grammars: Grammars
     tool_format: ToolFormat
+    template_option: TemplateOption
 
     def images_of(self, request: ChatRequest) -> dict[str, str]:
         """Return the URLs of the request's images by their places in the body."""
@@ -90,8 +92,11 @@ class Translator:
         sampling = replace(
             sampling, grammar=grammar, stop=(*sampling.stop, *(tooling.stops if tooling else ()))
         )
+        continues = bool(request.continue_final_message)
         jobs = tuple(
-            GenerationJob(f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, inputs, run_id)
+            GenerationJob(
+                f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, inputs, run_id, continues
+            )
             for index, plan in enumerate(plans)
         )
         return Run(
@@ -117,6 +122,7 @@ class Translator:
             opens=request.add_generation_prompt is not False,
             continues=bool(request.continue_final_message),
             tools=tooling.told if tooling and self.tool_format.native else None,
+            arguments=self.template_option.arguments(request.chat_template_kwargs),
         )
         if pictured is None:
             return prompt_of(conversation, self.card.tokenizer, rendering), None

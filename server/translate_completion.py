@@ -76,7 +76,14 @@ def jobs_of(
         for index, plan in enumerate(plans):
             job_id = f"{run_id}-{number * len(plans) + index}"
             siblings = f"{run_id}-prompt-{number}"
-            yield GenerationJob(job_id, prompt.tokens, reseeded(sampling, index), plan, siblings=siblings)
+            yield GenerationJob(
+                job_id,
+                prompt.tokens,
+                reseeded(sampling, index),
+                plan,
+                siblings=siblings,
+                continues=True,
+            )
 
 
 def sampling_for(

@@ -46,6 +46,7 @@ class GenerationJob:
 
     images: None: words alone; else the tensors whose features stand where the prompt's image tokens are.
     siblings: jobs of one such name have the same prompt and images, so that one prefill may serve them all.
+    continues: the answer's text goes on where the prompt's ends, rather than beginning anew.
     """
 
     id: str
@@ -54,6 +55,7 @@ class GenerationJob:
     plan: SteeringPlan = field(default_factory=SteeringPlan)
     images: ImageInputs | None = None
     siblings: str | None = None
+    continues: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from steering.types import SteeringPlan
 from steering.vision import JoinedPrompt
 
 ARRIVALS = count()
+# Tokens of a prompt that the text of what continues it is read after.
+BEFORE = 8
 
 
 class RunningRequest:
@@ -41,7 +43,7 @@ class RunningRequest:
         self.sampler = Sampler(job.sampling, job.prompt, vocabulary_size)
         self.steered = [0] * len(job.plan.terms)
         self._tokenizer = tokenizer
-        self._text = Detokenizer(tokenizer)
+        self._text = Detokenizer(tokenizer, job.prompt[-BEFORE:] if job.continues else ())
         self._stops = StopMatcher(job.sampling.stop)
         self._final = frozenset(job.sampling.stop_token_ids) | (
             frozenset() if job.sampling.ignore_eos else eos

@@ -13,14 +13,17 @@ class Detokenizer:
     """Turns a growing token sequence into text, never emitting part of a character.
 
     Each step decodes a short window of tokens, so that tokenizers which treat a first token specially
-    (a leading space) see the same context before and after.
+    (a leading space) see the same context before and after. before: tokens that the text goes on
+    from, unless they end inside a character.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []
+        self._tokens = list(before)
         self._begin = 0
-        self._emitted = 0
+        self._emitted = len(self._tokens)
+        if self._decode(self._emitted).endswith(REPLACEMENT):
+            self._tokens, self._emitted = [], 0
 
     def push(self, token: int) -> str:
         """Return the text that the token completes; empty while a character is incomplete."""

@@ -1,16 +1,24 @@
 """What a single token is: its text and its bytes."""
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
+@lru_cache(maxsize=2**17)
 def token_bytes(tokenizer: Any, token: int) -> tuple[str, bytes]:
     """Return the token's text and bytes; a token that is part of a character has text with U+FFFD."""
-    text = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def decoded(*tokens: int) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    text = decoded(token)
     if "\ufffd" not in text:
+        # Some tokenizers take the space off a first token; a second one keeps it.
+        text = decoded(token, token)[len(text) :]
         return text, text.encode()
     name = tokenizer.convert_ids_to_tokens(token)
     if match := BYTE_TOKEN.fullmatch(name):

@@ -1,9 +1,12 @@
 """Text comes out in whole characters, and never past a stop string."""
 
+from functools import cache
 from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from server.engine.text import Detokenizer, StopMatcher
 from server.engine.token_bytes import token_bytes
@@ -46,6 +49,34 @@ def test_an_answer_that_ends_inside_a_character_ends_before_it() -> None:
 def test_stray_bytes_without_end_do_not_pile_up() -> None:
     stray = tiny_tokenizer().convert_tokens_to_ids("Ģ")
     assert any(pieces_of([stray] * 200)[:100])
+
+
+@cache
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer that, as Llama 2's, takes the space off the first word that it decodes."""
+    words = ["▁the", "▁sky", "▁is", "▁blue", "."]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, "."))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def test_a_continuation_keeps_the_space_before_its_first_word() -> None:
+    continued = Detokenizer(spaced_tokenizer(), before=[0, 1])
+    assert [continued.push(token) for token in (2, 3, 4)] == [" is", " blue", "."]
+    anew = Detokenizer(spaced_tokenizer())
+    assert [anew.push(token) for token in (2, 3, 4)] == ["is", " blue", "."]
+
+
+def test_a_prompt_that_ends_inside_a_character_is_no_context() -> None:
+    whale = tiny_tokenizer()("🐳")["input_ids"]
+    continued = Detokenizer(tiny_tokenizer(), before=whale[:-1])
+    assert continued.push(tiny_tokenizer()("a")["input_ids"][0]) == "a"
+
+
+def test_a_tokens_text_has_its_space() -> None:
+    assert token_bytes(spaced_tokenizer(), 3) == (" blue", b" blue")
 
 
 def split_every_way(text: str, cuts: list[int]) -> list[str]:
