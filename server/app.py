@@ -25,6 +25,7 @@ from server.prompts import longest_token
 from server.routes import chat, completions, models, operations, profiles, tokens
 from server.service import Service
 from server.steering_option import Resolver
+from server.template_option import template_option
 from server.tooling import tool_format
 from server.translate import Translator
 from steering.errors import SteeringError
@@ -75,6 +76,7 @@ def translator(settings: Settings, engine: Engine, store: VectorStore) -> Transl
         limits=ImageLimits(settings.max_images, settings.max_image_pixels),
         grammars=Grammars(card.tokenizer, card.vocabulary_size, card.end_tokens),
         tool_format=tool_format(card.tokenizer, card.pictured),
+        template_option=template_option(card.tokenizer, card.pictured, settings.allow_template_kwargs),
     )
 
 

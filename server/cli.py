@@ -74,6 +74,7 @@ def serve(
     api_key: Annotated[list[str] | None, flag("api_key")] = None,
     api_key_file: Annotated[Path | None, flag("api_key_file")] = None,
     cors_origin: Annotated[list[str] | None, flag("cors_origin")] = None,
+    allow_template_kwargs: Annotated[bool | None, flag("allow_template_kwargs")] = None,
     max_body_bytes: Annotated[int | None, flag("max_body_bytes")] = None,
     max_images: Annotated[int | None, flag("max_images")] = None,
     max_image_pixels: Annotated[int | None, flag("max_image_pixels")] = None,

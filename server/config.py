@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     cors_origin: Origins = Field(
         (), description="Origin whose pages may ask, such as https://chat.example; repeatable; '*': any."
     )
+    allow_template_kwargs: bool = Field(
+        False, description="Let requests speak to the chat template, by chat_template_kwargs."
+    )
     max_body_bytes: int | None = Field(
         None, ge=1, description="Largest request body; none: 4 MiB, or 20 MiB where the model takes images."
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.wire.base import SEEDS, Wire, only
-from server.wire.limits import MOST_MESSAGES, Identifier, Metadata, User
+from server.wire.limits import MOST_MESSAGES, Identifier, Metadata, TemplateArguments, User
 from server.wire.messages import Message
 from server.wire.sampling import SamplingFields
 from server.wire.steering import SteeringRequest
@@ -42,6 +42,8 @@ class ChatRequest(SamplingFields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
+    chat_template_kwargs: TemplateArguments | None = None
+
     # Accepted without effect.
     user: User | None = None
     metadata: Metadata | None = None
@@ -50,7 +52,8 @@ class ChatRequest(SamplingFields):
     safety_identifier: Identifier | None = None
     prompt_cache_key: Identifier | None = None
 
-    # Documented by OpenAI and not done here.
+    # Known from OpenAI or from other servers, and not done here.
+    chat_template: Annotated[Any, only(None)] = None
     audio: Annotated[Any, only(None)] = None
     function_call: Annotated[Any, only(None, "none", "auto")] = None
     functions: Annotated[Any, only(None, [])] = None
