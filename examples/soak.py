@@ -4,7 +4,8 @@ Run: python examples/soak.py --minutes 30 --concurrency 20
 
 Starts `grainserve serve` on the embedded model, asks each kind of request alone for its reference, then all
 kinds at once in random order: whole and streamed, steered and not, sweeps, JSON, tools, completions, clients
-that leave, and mistakes. Ends with the numbers: wrong answers, failures, memory after a warm-up and at the end.
+that leave, and mistakes. Ends with the numbers: wrong answers, failures, memory after a warm-up and at the
+end.
 """
 
 import argparse
