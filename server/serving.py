@@ -24,6 +24,8 @@ from server.service import Service
 from steering.errors import SteeringError
 from vector_store.local import open_store
 
+logger = logging.getLogger(__name__)
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 LAST_SECONDS = 5  # for the answers to end after the engine closed
 
 
@@ -79,6 +81,8 @@ def serve_forever(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     # It would log every address that an image is fetched from, signatures and all.
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if not settings.keys and settings.host not in LOOPBACK:
+        logger.warning("whoever reaches %s may ask: set --api-key or --api-key-file", settings.host)
     with ending_cleanly(), bound(settings.host, settings.port) as listener:
         serve_app(load_app(settings), listener)
 

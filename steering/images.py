@@ -7,7 +7,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from steering.errors import InvalidRequest
+from steering.errors import InvalidRequest, quotable
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 # Longer sides over shorter: processors scale the shorter one up, and a line of pixels becomes gigabytes.
@@ -71,7 +71,7 @@ def decoded(raw: bytes, pixels: int, param: str) -> Image.Image:
     except InvalidImage:
         raise
     except Exception as error:
-        raise InvalidImage(f"the image is broken: {error}"[:200], param) from None
+        raise InvalidImage(f"the image is broken: {quotable(error)}", param) from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

@@ -93,6 +93,13 @@ def test_the_example_survives_a_shell() -> None:
     assert '"profile": "calm"' in words[-1]
 
 
+def test_a_server_that_strangers_reach_without_a_key_says_so(tmp_path: Path) -> None:
+    nothing = ["serve", "--port", "0", "--model", str(tmp_path / "nothing"), "--host", "0.0.0.0"]
+    warning = "set --api-key or --api-key-file"
+    assert warning in run(*nothing, HF_HUB_OFFLINE="1").stderr
+    assert warning not in run(*nothing, "--api-key", "x", HF_HUB_OFFLINE="1").stderr
+
+
 def test_a_port_in_use_is_said_in_one_line(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -156,6 +156,28 @@ def test_a_request_id_is_echoed_or_made(server: Running) -> None:
     assert made[0] != made[1]
 
 
+def test_every_answer_carries_the_request_id(start: Any) -> None:
+    server = start(ScriptedEngine(fail_on="z"), api_key=("key",), max_body_bytes=500, request_timeout=0.5)
+    key = {"authorization": "Bearer key", "x-request-id": "mine"}
+    slow = {**HELLO, "messages": [{"role": "user", "content": "zzz"}]}
+
+    def post(body: Any, **headers: str) -> httpx.Response:
+        return server.client.post(CHAT, json=body, headers={**key, **headers})
+
+    answers = [post(HELLO), post({**HELLO, "stream": True}), post({}), post({**HELLO, "model": "x"})]
+    answers += [post(HELLO, authorization="none"), post({"x": "y" * 1000}), post(slow)]
+    answers += [post(HELLO, **{"content-type": "text/plain"}), server.client.get("/nowhere", headers=key)]
+    server.engine._delay = 60
+    answers.append(post(HELLO))
+    server.engine.capacity = 0
+    answers.append(post(HELLO))
+    server.app.state.service.intake.closed = True
+    answers.append(post(HELLO))
+    statuses = [answer.status_code for answer in answers]
+    assert statuses == [200, 200, 400, 404, 401, 413, 500, 415, 404, 504, 503, 503]
+    assert [answer.headers["x-request-id"] for answer in answers] == ["mine"] * len(answers)
+
+
 def test_a_request_id_is_bounded_and_sanitised(server: Running) -> None:
     echoed = server.client.get("/health", headers={"x-request-id": "a<b>\t é".encode() + b"x" * 500}).headers[
         "x-request-id"
