@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
@@ -12,9 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from server.wire.base import TAGS
-from server.wire.chat import StreamOptions
-from server.wire.messages import ImageUrl, Message, TextPart
-from server.wire.steering import TermRequest
 from steering.errors import (
     EngineOverloaded,
     EngineUnavailable,
@@ -29,14 +26,6 @@ MAX_ERRORS = 10
 MAX_LENGTH = 200
 MAX_READ_ERRORS = 1000
 
-# Where a field stands in a body, but for its top -> the model that knows its neighbours.
-NEIGHBOURS: dict[str, type[BaseModel]] = {
-    "steering": TermRequest,
-    "messages": Message,
-    "content": TextPart,
-    "image_url": ImageUrl,
-    "stream_options": StreamOptions,
-}
 CODES = {
     "extra_forbidden": "unknown_parameter",
     "unsupported_parameter": "unsupported_parameter",
@@ -174,10 +163,20 @@ def message_of(detail: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def known_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    """Return the fields that the object at the location has."""
-    parents = [part for part in location[:-1] if isinstance(part, str) and part not in TAGS]
-    beside = NEIGHBOURS.get(parents[-1]) if parents else model
-    return list(beside.model_fields) if beside else []
+    """Return the fields that the object at the location may have, whichever kind of several it is."""
+    kinds = [model]
+    for part in location[:-1]:
+        if isinstance(part, str) and part not in TAGS:
+            fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
+            kinds = [found for field in fields for found in models_in(field.annotation)]
+    return [field.alias or name for kind in kinds for name, field in kind.model_fields.items()]
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for each in get_args(annotation):
+        yield from models_in(each)
 
 
 def nearest(name: str, known: list[str]) -> str:
