@@ -27,7 +27,7 @@ def refuse_hopeless(messages: Sequence[Message], most_characters: int) -> None:
     characters = sum(len(message.text) for message in messages)
     if characters > most_characters:
         raise ContextLengthExceeded(
-            f"the messages are {characters} characters long, which cannot fit into this model's context; "
+            f"there are {characters} characters in the messages, which cannot fit into this model's context; "
             "shorten the messages",
             "messages",
         )

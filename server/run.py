@@ -41,17 +41,31 @@ class Run:
 class Choice:
     """One choice as far as it has come."""
 
-    text: list[str] = field(default_factory=list)
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
-    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
-    completion_tokens: int = 0
-    steered_tokens: tuple[int, ...] = ()
-    finish: FinishReason | None = None
+    events: list[TokenEvent] = field(default_factory=list)
 
     def add(self, event: TokenEvent) -> None:
-        self.text.append(event.text)
-        self.logprobs.extend(event.logprobs)
-        self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
-        self.completion_tokens = event.completion_tokens
-        self.steered_tokens = event.steered_tokens
-        self.finish = event.finish
+        self.events.append(event)
+
+    @property
+    def text(self) -> list[str]:
+        return [event.text for event in self.events]
+
+    @property
+    def logprobs(self) -> list[PositionLogprobs]:
+        return [position for event in self.events for position in event.logprobs]
+
+    @property
+    def prompt_logprobs(self) -> tuple[PositionLogprobs, ...]:
+        return self.events[0].prompt_logprobs if self.events else ()
+
+    @property
+    def completion_tokens(self) -> int:
+        return self.events[-1].completion_tokens if self.events else 0
+
+    @property
+    def steered_tokens(self) -> tuple[int, ...]:
+        return self.events[-1].steered_tokens if self.events else ()
+
+    @property
+    def finish(self) -> FinishReason | None:
+        return self.events[-1].finish if self.events else None

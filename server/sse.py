@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic_core import to_json
 from starlette.requests import Request
@@ -13,12 +13,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.deadlines import PLACE, Deadline, in_time
 from server.disconnects import ClientLeft, while_connected
-from server.problems import RequestTimedOut, problem_of
+from server.problems import Problem, RequestTimedOut, problem_of
 from server.service import service_of
 from steering.errors import SteeringError
 
 logger = logging.getLogger(__name__)
-DONE = b"data: [DONE]\n\n"
 # A comment, which clients skip: it shows whoever stands between that somebody is still there.
 ALIVE = b": keep-alive\n\n"
 
@@ -27,21 +26,50 @@ async def nobody() -> Message:
     return {"type": "http.disconnect"}
 
 
+class Framing(Protocol):
+    """How a stream's bodies become events, how it says that it is cut short, and what comes last."""
+
+    @property
+    def last(self) -> bytes: ...
+
+    def framed(self, body: dict[str, Any]) -> bytes: ...
+
+    def cut_short(self, problem: Problem) -> bytes: ...
+
+
+class Chunks:
+    """The framing of chat and completions: nothing but data, and `[DONE]`."""
+
+    last = b"data: [DONE]\n\n"
+
+    def framed(self, body: dict[str, Any]) -> bytes:
+        return framed(to_json(body))
+
+    def cut_short(self, problem: Problem) -> bytes:
+        return framed(problem.body())
+
+
+CHUNKS = Chunks()
+
+
 def framed(body: bytes) -> bytes:
     return b"data: " + body + b"\n\n"
 
 
-async def framed_all(bodies: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
-    """Yield an event for each body, one for an error that cuts them short, and `[DONE]`."""
+async def framed_all(
+    bodies: AsyncGenerator[dict[str, Any], None], framing: Framing
+) -> AsyncGenerator[bytes, None]:
+    """Yield an event for each body, what tells of an error that cuts them short, and what comes last."""
     try:
         async with aclosing(bodies):
             async for body in bodies:
-                yield framed(to_json(body))
+                yield framing.framed(body)
     except Exception as error:
         if not isinstance(error, SteeringError):
             logger.exception("a stream failed")
-        yield framed(problem_of(error).body())
-    yield DONE
+        yield framing.cut_short(problem_of(error))
+    if framing.last:
+        yield framing.last
 
 
 class EventStream(Response):
@@ -49,15 +77,21 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        bodies: AsyncGenerator[dict[str, Any], None],
+        close: Callable[[], Awaitable[None]],
+        framing: Framing = CHUNKS,
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self._events = events
+        self._events = framed_all(bodies, framing)
+        self._framing = framing
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        events = ended(self._events, scope["state"][PLACE])
+        events = ended(self._events, scope["state"][PLACE], self._framing)
         pause = service_of(Request(scope)).settings.sse_keep_alive
         old = scope["http_version"] == "1.0"
         sending = self._send_whole(send, events) if old else self._send_all(send, events, pause)
@@ -84,15 +118,16 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def ended(events: AsyncGenerator[bytes, None], deadline: Deadline) -> AsyncGenerator[bytes, None]:
-    """Yield the events; past the deadline one that says so, and `[DONE]`."""
+async def ended(
+    events: AsyncGenerator[bytes, None], deadline: Deadline, framing: Framing
+) -> AsyncGenerator[bytes, None]:
+    """Yield the events; past the deadline what says so, and what comes last."""
     try:
         async with aclosing(events), aclosing(in_time(events, deadline)) as timely:
             async for event in timely:
                 yield event
     except RequestTimedOut as error:
-        yield framed(problem_of(error).body())
-        yield DONE
+        yield framing.cut_short(problem_of(error)) + framing.last
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""From a run to its answer, whole or as events; what chat and completions do alike."""
+"""From a run to its answer, whole or as events; what chat, completions and responses do alike."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from server.generation import Events, admit, close, collected, merged
 from server.metrics import Meter, metered
 from server.run import Choice, Run
 from server.service import Service
-from server.sse import EventStream, framed_all
+from server.sse import CHUNKS, EventStream, Framing
 
 Asked = TypeVar("Asked", bound=Run)
 Chunked = Callable[[Asked, Events], AsyncGenerator[dict[str, Any], None]]
@@ -28,6 +28,7 @@ async def answered(
     started: float,
     chunked: Chunked[Asked],
     whole: Whole[Asked],
+    framing: Framing = CHUNKS,
 ) -> Response:
     """Return the response of a run that was read: chunked's bodies as events, or whole's body.
 
@@ -36,7 +37,7 @@ async def answered(
     streams = await admit(service.engine, run.jobs)
     events = metered(merged(streams), Meter(service.metrics, run, started))
     if run.stream:
-        return EventStream(framed_all(chunked(run, events)), partial(close, streams))
+        return EventStream(chunked(run, events), partial(close, streams), framing)
     try:
         choices = await while_connected(request.receive, collected(run, events))
     except ClientLeft:

@@ -35,19 +35,22 @@ async def read_run(request: Request, service: Service) -> Run:
     body = await body_of(request)
     # Few at a time: a body of megabytes takes seconds and hundreds of megabytes to tokenise.
     asked, urls = await to_thread.run_sync(looked_into, body, service, limiter=service.translating)
+    return await run_of(asked, urls, request, service, f"chatcmpl-{uuid.uuid4().hex}")
+
+
+async def run_of(
+    asked: ChatRequest, urls: Mapping[str, str], request: Request, service: Service, run_id: str
+) -> Run:
+    """Return the run of what is asked; urls: of its images, by their places in it."""
     images: dict[str, str | bytes] = {**urls, **await service.fetcher.fetch_all(urls)}
     limiter = service.picturing if images else service.translating
-    return await to_thread.run_sync(translated, asked, request, service, images, limiter=limiter)
+    translate = service.translator.run_of
+    return await to_thread.run_sync(
+        translate, asked, request.headers, images, run_id, int(time.time()), limiter=limiter
+    )
 
 
 def looked_into(body: bytes, service: Service) -> tuple[ChatRequest, dict[str, str]]:
     """Return the request, and the URLs of its images."""
     asked = parsed(body, ChatRequest)
     return asked, service.translator.images_of(asked)
-
-
-def translated(
-    asked: ChatRequest, request: Request, service: Service, images: Mapping[str, str | bytes]
-) -> Run:
-    run_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return service.translator.run_of(asked, request.headers, images, run_id, int(time.time()))

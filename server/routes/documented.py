@@ -14,16 +14,26 @@ def body_of(path: str, model: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
 
 
-def answer_of(path: str, answer: Any, streamed: bool = False) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route whose answer has this type; streamed: or comes as such events."""
-    kinds = (JSON, EVENTS) if streamed else (JSON,)
-    places = {kind: f"{operation(path)}/responses/200/content/{escaped(kind)}/schema" for kind in kinds}
-    told = (
-        "The answer, whole or, with `stream`, as events whose last is `[DONE]`."
-        if streamed
-        else "The answer."
-    )
-    content = {kind: {"schema": schema_at(place, answer)} for kind, place in places.items()}
+def answer_of(
+    path: str, answer: Any, streamed: bool = False, events: Any = None
+) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route whose answer has this type.
+
+    streamed: or comes as such events, `[DONE]` last; events: or as events of this type, whose last says how
+    it ended.
+    """
+    described = {JSON: answer}
+    told = "The answer."
+    if streamed:
+        described[EVENTS] = answer
+        told = "The answer, whole or, with `stream`, as events whose last is `[DONE]`."
+    if events is not None:
+        described[EVENTS] = events
+        told = "The answer, whole or, with `stream`, as events whose last holds it whole."
+    content = {
+        kind: {"schema": schema_at(f"{operation(path)}/responses/200/content/{escaped(kind)}/schema", each)}
+        for kind, each in described.items()
+    }
     return {200: {"description": told, "content": content}}
 
 
