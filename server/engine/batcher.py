@@ -238,9 +238,9 @@ class Batcher:
             ) from error
         return GenerationFailed(f"the model failed on this request ({type(error).__name__})")
 
-    def _take(self, request: RunningRequest, logits: Tensor, token: int | GenerationFailed) -> None:
+    def _take(self, request: RunningRequest, logits: Tensor, token: int | SteeringError) -> None:
         try:
-            if isinstance(token, GenerationFailed):
+            if isinstance(token, SteeringError):
                 raise token
             event = request.accept(token, logits)
         except Exception as error:

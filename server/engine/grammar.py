@@ -12,13 +12,14 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance.hf import from_tokenizer
 from torch import Tensor
 
-from steering.errors import GenerationFailed, InvalidRequest
+from steering.errors import InvalidRequest
 
 # White space that JSON may have between its parts: enough to indent, too little to idle in.
 WHITE_SPACE = r"[ \n\t]{0,12}"
 MOST_SCHEMA_BYTES = 128 * 1024
 MOST_SCHEMA_DEPTH = 48
 REMEMBERED = 64
+TRIED = 4
 
 
 class UnsupportedSchema(InvalidRequest):
@@ -51,7 +52,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GenerationFailed("the JSON schema took more work than this server does; simplify it")
+            raise UnsupportedSchema("the JSON schema takes more work than this server does; simplify it")
 
 
 class Grammar:
@@ -102,8 +103,9 @@ class Grammars:
             self._prepared = self._prepare(place)
         written = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITE_SPACE})
         compiled = LLMatcher(self._prepared, written, log_level=0)
-        if compiled.is_error():
-            raise UnsupportedSchema(f"the schema cannot be followed: {told(compiled.get_error())}", place)
+        error = tried(compiled.deep_copy())
+        if error:
+            raise UnsupportedSchema(f"the schema cannot be followed: {told(error)}", place)
         return Grammar(text, compiled, self._end_tokens)
 
     def _prepare(self, place: str) -> LLTokenizer:
@@ -111,6 +113,17 @@ class Grammars:
             return from_tokenizer(self._tokenizer, self._vocabulary_size)
         except ValueError as error:
             raise InvalidRequest("this model's tokenizer cannot be constrained to JSON", place) from error
+
+
+def tried(matcher: LLMatcher) -> str:
+    """Return what goes wrong within a few tokens, nothing if nothing does: what is too much fails early."""
+    for _ in range(TRIED):
+        if matcher.is_stopped():
+            break
+        allowed = np.frombuffer(matcher.compute_logit_bias(), dtype=np.uint8)
+        if allowed.any():
+            matcher.consume_token(int(allowed.argmax()))
+    return str(matcher.get_error())
 
 
 def told(error: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from server.engine.protocol import SamplingParams
-from steering.errors import GenerationFailed
+from steering.errors import GenerationFailed, SteeringError
 
 # Candidates looked at first under top_p; the full vocabulary is sorted only when they do not suffice.
 LIKELY = 256
@@ -154,18 +154,18 @@ def noise_key(seed: int | str, step: int) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def choose_tokens(rows: Sequence[Tensor], samplers: Sequence[Sampler]) -> list[int | GenerationFailed]:
+def choose_tokens(rows: Sequence[Tensor], samplers: Sequence[Sampler]) -> list[int | SteeringError]:
     """Return each row's next token, or why that row has none; rows float32 [vocabulary]."""
     if not rows:
         return []
     logits = torch.stack(list(rows))
     likeliest_values, chosen = logits.max(-1)
-    failures: dict[int, GenerationFailed] = {}
+    failures: dict[int, SteeringError] = {}
     for row, sampler in enumerate(samplers):
         if not sampler.plain:
             try:
                 chosen[row] = sampler.choose(logits[row])
-            except GenerationFailed as error:
+            except SteeringError as error:
                 failures[row] = error
             except Exception as error:
                 failures[row] = GenerationFailed(f"sampling failed ({type(error).__name__})")

@@ -110,6 +110,7 @@ def test_a_schema_is_compiled_once(tiny_model: Loader) -> None:
         ({"$ref": "http://example.org/schema"}, "example.org"),
         ({"type": "string", "pattern": "("}, "regex"),
         ({"enum": ["x" * 200_000]}, "too large"),
+        ({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(3000)}}, "items"),
     ],
 )
 def test_a_schema_that_cannot_be_followed_is_refused(tiny_model: Loader, schema: Any, word: str) -> None:
