@@ -22,7 +22,7 @@ from server.middleware import BodyLimit, Envelope, KeyCheck
 from server.naming import served_name
 from server.problems import problem_of
 from server.prompts import longest_token
-from server.routes import chat, completions, models, operations, profiles, tokens
+from server.routes import chat, completions, models, operations, profiles, responses, tokens
 from server.service import Service
 from server.steering_option import Resolver
 from server.template_option import template_option
@@ -59,7 +59,7 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
     app.state.service = Service(
         settings, engine, store, metrics, translator(settings, engine, store), fetcher, intake
     )
-    for routes in (chat, completions, tokens, models, profiles, operations):
+    for routes in (chat, completions, responses, tokens, models, profiles, operations):
         app.include_router(routes.router)
     return app
 

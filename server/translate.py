@@ -31,6 +31,7 @@ from server.steering_option import (
 from server.template_option import TemplateOption
 from server.tool_calls import PlainReader
 from server.tooling import ToolFormat, Tooling, in_words, tooling_of
+from server.wire.base import Wire
 from server.wire.chat import ChatRequest, StreamOptions
 from server.wire.steering import SteeringRequest
 from server.wire.structure import JsonObjectFormat, JsonSchemaFormat, TextFormat
@@ -221,7 +222,7 @@ def asked_tokens(request: ChatRequest) -> tuple[int | None, str]:
     return request.max_completion_tokens, "max_completion_tokens"
 
 
-def refuse_stream_options(options: StreamOptions | None, stream: bool | None) -> None:
+def refuse_stream_options(options: Wire | None, stream: bool | None) -> None:
     if options is not None and not stream:
         raise InvalidRequest("stream_options is only for stream: true", "stream_options")
 

@@ -9,8 +9,10 @@ from pydantic_core import PydanticCustomError
 TEXT, LIST, OBJECT, NUMBER = "<text>", "<list>", "<object>", "<number>"
 PLAIN, IMAGE, SCHEMA = "<plain>", "<image>", "<schema>"
 TEXTS, TOKENS, TOKEN_LISTS = "<texts>", "<tokens>", "<token lists>"
+MESSAGE, CALL, RESULT = "<message>", "<call>", "<result>"
 TAGS = frozenset(
-    {TEXT, LIST, OBJECT, NUMBER, PLAIN, IMAGE, SCHEMA, TEXTS, TOKENS, TOKEN_LISTS, "[key]"}
+    {TEXT, LIST, OBJECT, NUMBER, PLAIN, IMAGE, SCHEMA, TEXTS, TOKENS, TOKEN_LISTS}
+    | {MESSAGE, CALL, RESULT, "[key]"}
 )
 KINDS: dict[type, str] = {str: TEXT, list: LIST, dict: OBJECT, int: NUMBER, float: NUMBER}
 
@@ -26,13 +28,13 @@ def one_of_kinds(wanted: str) -> Discriminator:
     return Discriminator(kind_of, custom_error_type="invalid_type", custom_error_message=f"must be {wanted}")
 
 
-def only(*inert: Any) -> AfterValidator:
+def only(*inert: Any, because: str = "not supported by this server; leave it out") -> AfterValidator:
     """Accept a field that OpenAI documents and this server does not do only where it asks for nothing."""
 
     def refuse_others(value: Any) -> Any:
         if any(type(value) is type(allowed) and value == allowed for allowed in inert):
             return value
-        raise PydanticCustomError("unsupported_parameter", "not supported by this server; leave it out")
+        raise PydanticCustomError("unsupported_parameter", because)
 
     return AfterValidator(refuse_others)
 

@@ -1,0 +1,170 @@
+"""The body of POST /v1/responses."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from server.wire.base import OBJECT, SCHEMA, SEEDS, TEXT, Wire, one_of_kinds, only
+from server.wire.limits import Identifier, Metadata, TemplateArguments, User
+from server.wire.response_input import Input
+from server.wire.sampling import SamplingFields
+from server.wire.steering import SteeringRequest
+from server.wire.structure import (
+    MOST_TOOLS,
+    Description,
+    JsonObjectFormat,
+    JsonSchema,
+    Name,
+    Schema,
+    TextFormat,
+    format_kind,
+    functions_only,
+)
+
+LOGPROBS = "message.output_text.logprobs"
+# The others ask for what no answer of this server holds.
+Included = Literal[
+    "message.output_text.logprobs",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+]
+STATELESS = only(None, because="this server keeps no state; send the whole conversation as input")
+
+
+def instead(told: str) -> AfterValidator:
+    """Refuse a field of chat completions, and say where a response has it."""
+    return only(None, because=f"a field of chat completions; {told}")
+
+
+class FlatSchemaFormat(JsonSchema):
+    type: Literal["json_schema"]
+
+
+Format = Annotated[
+    Annotated[TextFormat, Tag(TEXT)]
+    | Annotated[JsonObjectFormat, Tag(OBJECT)]
+    | Annotated[FlatSchemaFormat, Tag(SCHEMA)],
+    Discriminator(
+        format_kind,
+        custom_error_type="invalid_value",
+        custom_error_message="must be an object whose type is 'text', 'json_object' or 'json_schema'",
+    ),
+]
+
+
+class TextConfig(Wire):
+    format: Format | None = None
+    verbosity: Annotated[Any, only(None)] = None
+
+
+class FlatTool(Wire):
+    """A function that the model may call; strict: accepted; a call that is forced is always kept to it."""
+
+    type: Literal["function"]
+    name: Name
+    description: Description | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_other_tools(cls, tool: Any) -> Any:
+        if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+            told = "a tool of chat completions; here name and parameters stand beside type"
+            raise PydanticCustomError("unsupported_parameter", told)
+        return functions_only(tool, "this server knows tools of type 'function' only")
+
+
+class FlatNamedTool(Wire):
+    type: Literal["function"]
+    name: Name
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_other_choices(cls, choice: Any) -> Any:
+        return functions_only(choice, "not supported here; send 'none', 'auto', 'required' or a function")
+
+
+FlatToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(TEXT)] | Annotated[FlatNamedTool, Tag(OBJECT)],
+    one_of_kinds("'none', 'auto', 'required' or an object that names a function"),
+]
+
+
+class ResponseStreamOptions(Wire):
+    include_obfuscation: Annotated[Any, only(None, False)] = None
+
+
+def nothing_asked(reasoning: Any) -> Any:
+    """Accept what answers say of reasoning: an object whose values are all null."""
+    if reasoning is None or (isinstance(reasoning, dict) and not any(map(bool, reasoning.values()))):
+        return reasoning
+    raise PydanticCustomError(
+        "unsupported_parameter", "this server's models do not reason apart; leave it out"
+    )
+
+
+class ResponseRequest(SamplingFields):
+    """The body of POST /v1/responses; null is the same as absent."""
+
+    model: str
+    input: Input
+    instructions: str | None = None
+    steering: SteeringRequest | None = None
+
+    stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
+    include: Annotated[list[Included], Field(max_length=64)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, lt=SEEDS)] | None = None
+
+    text: TextConfig | None = None
+    tools: Annotated[list[FlatTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: FlatToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+
+    chat_template_kwargs: TemplateArguments | None = None
+
+    # Accepted without effect; nothing is ever stored, and the answer says so.
+    store: bool | None = None
+    user: User | None = None
+    metadata: Metadata | None = None
+    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    safety_identifier: Identifier | None = None
+    prompt_cache_key: Identifier | None = None
+    truncation: Annotated[Any, only(None, "disabled")] = None
+
+    # What would need state.
+    previous_response_id: Annotated[Any, STATELESS] = None
+    conversation: Annotated[Any, STATELESS] = None
+    prompt: Annotated[Any, STATELESS] = None
+    background: Annotated[
+        Any, only(None, False, because="this server keeps no state; leave it out, and wait or stream")
+    ] = None
+
+    # Documented by OpenAI and not done here.
+    reasoning: Annotated[Any, AfterValidator(nothing_asked)] = None
+    max_tool_calls: Annotated[Any, only(None)] = None
+    access_programs: Annotated[Any, only(None)] = None
+    background_options: Annotated[Any, only(None)] = None
+    context_management: Annotated[Any, only(None, [])] = None
+    image: Annotated[Any, only(None)] = None
+    moderation: Annotated[Any, only(None)] = None
+    prompt_cache_options: Annotated[Any, only(None)] = None
+    prompt_cache_retention: Annotated[Any, only(None)] = None
+
+    # What callers of chat completions write.
+    messages: Annotated[SkipJsonSchema[Any], instead("send it as 'input'")] = None
+    response_format: Annotated[SkipJsonSchema[Any], instead("send it as 'text': {'format': ...}")] = None
+    max_tokens: Annotated[SkipJsonSchema[Any], instead("send 'max_output_tokens'")] = None
+    max_completion_tokens: Annotated[SkipJsonSchema[Any], instead("send 'max_output_tokens'")] = None
+    logprobs: Annotated[SkipJsonSchema[Any], instead(f"send 'include': ['{LOGPROBS}']")] = None
+    reasoning_effort: Annotated[SkipJsonSchema[Any], instead("leave it out")] = None
+    n: Annotated[SkipJsonSchema[Any], instead("a response is one answer")] = None
