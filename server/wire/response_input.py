@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from server.wire.base import (
@@ -106,7 +107,10 @@ class MessageItem(Wire):
 
 
 class CallItem(Wire):
-    """A call that an earlier answer made; arguments: JSON as text, as a model wrote it."""
+    """A call that an earlier answer made; arguments: JSON as text, as a model wrote it.
+
+    async_: what OpenAI's Python client makes of `async` where its objects are dumped as they are.
+    """
 
     type: Literal["function_call"]
     call_id: CallId
@@ -116,6 +120,8 @@ class CallItem(Wire):
     status: Status | None = None
     namespace: Annotated[Any, only(None)] = None
     caller: Annotated[Any, only(None)] = None
+    later: Annotated[Any, only(None, False), Field(alias="async")] = None
+    async_: Annotated[SkipJsonSchema[Any], only(None, False)] = None
 
 
 class ResultItem(Wire):

@@ -73,6 +73,12 @@ class FlatTool(Wire):
     parameters: Schema | None = None
     strict: bool | None = None
 
+    # Documented by OpenAI and not done here.
+    later: Annotated[Any, only(None, False), Field(alias="async", exclude=True)] = None
+    allowed_callers: Annotated[Any, only(None, ["direct"]), Field(exclude=True)] = None
+    defer_loading: Annotated[Any, only(None, False), Field(exclude=True)] = None
+    output_schema: Annotated[Any, only(None), Field(exclude=True)] = None
+
     @model_validator(mode="before")
     @classmethod
     def refuse_other_tools(cls, tool: Any) -> Any:
