@@ -1,4 +1,4 @@
-"""Measure what constrained decoding costs: eight requests kept to a schema, eight free ones, and four of each.
+"""Measure what constrained decoding costs: eight requests kept to a schema, eight free, four of each.
 
 Run: python examples/bench_grammar.py
 
