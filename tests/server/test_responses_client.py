@@ -11,8 +11,9 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 
 from server.engine.scripted import ScriptedEngine
+from tests.server.asking_responses import CITY, USER, WEATHER, Start
 from tests.server.running import Running
-from tests.server.test_responses import CITY, URL, USER, WEATHER, Start
+from tests.server.test_responses_images import URL
 from tests.server.test_tools import CALL, prompt_text, says
 
 HELLO: Any = {"model": "scripted", "input": "hello"}
