@@ -104,7 +104,6 @@ class Conversation:
     def call(self, item: CallItem, place: str) -> None:
         """Add a call to the assistant's message before it, or to one of its own."""
         if not self.messages or self.messages[-1]["role"] != "assistant":
-            self.places[f"messages[{len(self.messages)}]"] = place
             self.messages.append({"role": "assistant", "content": None})
         calls = self.messages[-1].setdefault("tool_calls", [])
         here = f"messages[{len(self.messages) - 1}].tool_calls[{len(calls)}]"

@@ -153,6 +153,22 @@ def test_a_call_that_is_cut_off_is_incomplete(start: Start) -> None:
     assert json.loads(server.engine.jobs[-1].sampling.grammar.schema) == CITY
 
 
+def test_one_call_is_the_most_where_calls_may_not_be_parallel(start: Start) -> None:
+    running = start(says(f"{CALL}{CALL}"))
+    assert len(answer(running, tools=[WEATHER])["output"]) == 2
+    response = answer(running, tools=[WEATHER], parallel_tool_calls=False)
+    assert [item["type"] for item in response["output"]] == ["function_call"]
+    assert running.engine.jobs[-1].sampling.stop == ("</tool_call>",)
+
+
+def test_log_probabilities_are_those_of_words_alone(start: Start) -> None:
+    plain = answer(start(), include=LOGPROBS)
+    assert len(plain["output"][0]["content"][0]["logprobs"]) == plain["usage"]["output_tokens"]
+    _, words = answer(start(says(f"{CALL} So.")), include=LOGPROBS, tools=[WEATHER])["output"]
+    told = "".join(token["token"] for token in words["content"][0]["logprobs"])
+    assert told.startswith(" So.")
+
+
 def test_tools_and_choices_are_chats(start: Start) -> None:
     running = start(says("fine"))
     flat = {"tools": [WEATHER, CLOCK], "tool_choice": "required", "parallel_tool_calls": False}
