@@ -57,6 +57,7 @@ class Message(Wire):
     """A message; an answer of ours can be sent back as it came.
 
     content: may be null where an assistant called tools. tool_call_id: which call a tool's message answers.
+    provider_specific_fields: what LiteLLM keeps of an answer and sends back with it; accepted.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -64,6 +65,7 @@ class Message(Wire):
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     content: Annotated[Content | None, Field(validate_default=True)] = None
     name: str | None = None
+    provider_specific_fields: dict[str, Any] | None = None
     refusal: Annotated[Any, only(None)] = None
     annotations: Annotated[Any, only(None, [])] = None
     audio: Annotated[Any, only(None)] = None

@@ -160,6 +160,14 @@ def test_calls_and_results_of_before_reach_a_model_whose_template_knows_none(sta
     assert "<tool_response>\nrain\n</tool_response>" in told
 
 
+def test_a_call_comes_back_with_what_litellm_keeps_beside_it(start: Start) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    kept = {"role": "assistant", "tool_calls": [call], "provider_specific_fields": {"refusal": None}}
+    result = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
+    asked = {"role": "user", "content": "Weather?"}
+    start().answer(messages=[asked, kept, result], tools=[WEATHER])
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
