@@ -181,7 +181,9 @@ def repeated(run: ResponseRun) -> dict[str, Any]:
         "service_tier": "default",
         "store": False,
         "temperature": sampling.temperature,
-        "text": {"format": shape.model_dump(by_alias=True) if shape else {"type": "text"}},
+        "text": {
+            "format": shape.model_dump(by_alias=True, exclude_unset=True) if shape else {"type": "text"}
+        },
         "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
         "tools": [tool.model_dump() for tool in asked.tools or ()],
         "top_logprobs": asked.top_logprobs or 0,
