@@ -7,8 +7,9 @@ MODEL ?=
 ARGS ?=
 RUN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+CLIENTS ?= .venv-clients
 
-.PHONY: help install serve serve-vlm test check bench profiles clean
+.PHONY: help install serve serve-vlm test check clients bench profiles clean
 
 help:
 	@echo "make install   a virtual environment in $(VENV) with everything in it"
@@ -16,6 +17,7 @@ help:
 	@echo "make serve-vlm a small vision-language model of our own, with its profile, on PORT=$(PORT)"
 	@echo "make test      all tests; ARGS='-m \"not slow\"' for the quick ones"
 	@echo "make check     format, lint, types, and which package imports which"
+	@echo "make clients   other projects' clients, each in an environment in $(CLIENTS), and their tests"
 	@echo "make bench     the server against plain generate; about ten minutes"
 	@echo "make profiles  build the profiles that ship anew; about an hour on two cores"
 
@@ -48,6 +50,17 @@ check: $(INSTALLED)
 	$(RUN)/lint-imports
 	$(RUN)/hadolint Dockerfile
 
+# Needs npm for the clients of node; without it their tests are skipped.
+clients: $(INSTALLED)
+	for wanted in tests/clients/requirements-*.txt; do \
+		name=$$(basename $$wanted .txt); place=$(CLIENTS)/$${name#requirements-}; \
+		$(PYTHON) -m venv $$place && $$place/bin/python -m pip install --quiet --disable-pip-version-check \
+			--constraint tests/clients/constraints.txt --requirement $$wanted || exit 1; \
+	done
+	mkdir -p $(CLIENTS)/node && cp tests/clients/package.json $(CLIENTS)/node
+	-npm install --prefix $(CLIENTS)/node --ignore-scripts --no-package-lock
+	CLIENTS=$(CLIENTS) $(RUN)/python -m pytest -m clients tests/clients $(ARGS)
+
 bench: $(INSTALLED)
 	$(RUN)/grainserve bench $(ARGS)
 
@@ -55,4 +68,4 @@ profiles: $(INSTALLED)
 	$(RUN)/python examples/build_shipped.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
