@@ -55,10 +55,11 @@ class Fetcher:
         if parsed.scheme not in ("http", "https") or parsed.userinfo:
             raise InvalidImage("send the image as a data URL: 'data:image/png;base64,...'", param)
         if parsed.host.lower() not in self.hosts:
-            named = f"from {', '.join(sorted(self.hosts))}" if self.hosts else "from no address"
+            hosts = ", ".join(sorted(self.hosts))
+            fetched = f"fetches images from {hosts} only" if hosts else "fetches no images"
             raise InvalidImage(
-                f"this server fetches images {named}; {quoted(parsed.host)} is none of them. "
-                "Send the image as a data URL: 'data:image/png;base64,...'",
+                f"this server {fetched}, and none from {quoted(parsed.host)} (its operator can allow that "
+                "with --image-host); send the image as a data URL: 'data:image/png;base64,...'",
                 param,
             )
         return parsed

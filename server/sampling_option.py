@@ -45,9 +45,10 @@ def max_tokens_of(
     holds the prompt.
     """
     room = context_length - prompt_tokens
+    verb = "are" if prompt.endswith("s") else "is"
     if room < (0 if asked == 0 else 1):
         raise ContextLengthExceeded(
-            f"the {prompt} is {prompt_tokens} tokens, but this model's context is {context_length} tokens, "
+            f"the {prompt} {verb} {prompt_tokens} tokens, but this model's context is {context_length}, "
             f"the completion included; shorten the {prompt}",
             prompt,
         )
@@ -55,7 +56,7 @@ def max_tokens_of(
         return room
     if asked > room:
         raise ContextLengthExceeded(
-            f"the {prompt} is {prompt_tokens} tokens and {field} is {asked}, together "
+            f"the {prompt} {verb} {prompt_tokens} tokens and {field} is {asked}, together "
             f"{prompt_tokens + asked}, but this model's context is {context_length} tokens; "
             f"{field} can be {room} at most here",
             field,

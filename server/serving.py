@@ -26,6 +26,15 @@ from vector_store.local import open_store
 
 logger = logging.getLogger(__name__)
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+# The smallest of pictures: a grey PNG.
+GREY = (
+    "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAAAAABWESUoAAAAGElEQV"
+    "R42mNsYMAPmBhGFYwqGFUwQhUAAJe+AMD8WknZAAAAAElFTkSuQmCC"
+)
+SEE = [
+    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{GREY}"}},
+    {"type": "text", "text": "what is in the image?"},
+]
 LAST_SECONDS = 5  # for the answers to end after the engine closed
 
 
@@ -166,12 +175,15 @@ def announce(app: FastAPI, listener: socket.socket) -> None:
     console.print(f"profiles  {', '.join(profiles) or 'none that fits this model'}")
     there = "" if store.is_dir() else " (not there yet)"
     console.print(f"store     {store}{there}")
-    console.print(f"try       {example(address, name, profiles, bool(service.settings.keys))}")
+    asked = SEE if card.pictured else "How was your day?"
+    console.print(f"try       {example(address, name, profiles, bool(service.settings.keys), asked)}")
 
 
-def example(address: str, model: str, profiles: list[str], keyed: bool) -> str:
+def example(
+    address: str, model: str, profiles: list[str], keyed: bool, asked: object = "How was your day?"
+) -> str:
     steering = {"steering": {"profile": profiles[0], "strength": 1.0}} if profiles else {}
-    message = {"role": "user", "content": "How was your day?"}
+    message = {"role": "user", "content": asked}
     body = json.dumps({"model": model, "messages": [message], "max_tokens": 64, "temperature": 0, **steering})
     key = " -H 'Authorization: Bearer <key>'" if keyed else ""
     quoted_body = body.replace("'", "'\\''")

@@ -95,7 +95,14 @@ class Resolver:
         tokens = asked.tokens or profile.vectors.tokens
         if (positions, tokens) == ("generated", "image"):
             raise InvalidSteering("no generated token is a piece of an image", asked.at("tokens"))
-        return SteeringTerm(profile.vectors, strength, layers_of(asked, profile), positions, tokens)
+        layers = layers_of(asked, profile)
+        if tokens == "image" and layers == (self.model.layers - 1,):
+            raise InvalidSteering(
+                f"profile '{asked.name}' steers the model's last block only, and nothing reads what that "
+                "does to image tokens; steer 'all' or 'text'",
+                asked.at("tokens"),
+            )
+        return SteeringTerm(profile.vectors, strength, layers, positions, tokens)
 
     def _own_positions(self, asked: AskedTerm, profile: Profile) -> Positions:
         own = profile.vectors.positions

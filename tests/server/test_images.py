@@ -136,6 +136,17 @@ def test_image_tokens_are_never_generated(seeing: Seeing) -> None:
     assert (refusal["code"], refusal["param"]) == ("invalid_steering", "steering.tokens")
 
 
+def test_image_tokens_are_not_steered_where_nothing_reads_them(seeing: Seeing) -> None:
+    last = seeing.loaded.identity.layers - 1
+    publish_random(seeing.store, "last", (last - 1, last), seeing.loaded, 5)
+    picture = url_of(as_bytes(noise((9, 9), 1)))
+    steering = {"profile": "last", "tokens": "image", "layers": [last]}
+    refusal = seeing.refusal(picture, steering=steering)
+    assert (refusal["code"], refusal["param"]) == ("invalid_steering", "steering.tokens")
+    assert seeing.post(picture, steering={**steering, "layers": [last - 1, last]}).status_code == 200
+    assert seeing.post(picture, steering={**steering, "tokens": "all"}).status_code == 200
+
+
 def test_words_do_not_queue_behind_images_that_are_read(
     seeing: Seeing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,7 +248,7 @@ def animated() -> bytes:
         ("", "data URL"),
         ("ftp://example.org/a.png", "data URL"),
         ("file:///etc/passwd", "data URL"),
-        ("http://example.org/a.png", "from no address"),
+        ("http://example.org/a.png", "fetches no images"),
         ("https://user:secret@example.org/a.png", "data URL"),
     ],
 )
@@ -364,7 +375,7 @@ def test_a_host_that_was_not_named_is_never_asked() -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         listener.settimeout(0.2)
-        with pytest.raises(InvalidImage, match="none of them"):
+        with pytest.raises(InvalidImage, match="and none from"):
             fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/a.png")
         with pytest.raises(TimeoutError):
             listener.accept()
