@@ -167,6 +167,11 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
         console.print(
             f"warning: block and dose were chosen on {items} items, which chance moves much; give more pairs"
         )
+    if chosen["effect"] <= 0:
+        console.print(
+            f"warning: on the {items} items that a dose is chosen on, the one that was named has no effect "
+            f"towards the behaviour: {chosen['effect']:+g}; try other --layers or another --dose"
+        )
     blocks = ", ".join(map(str, manifest.layers))
     moved = "" if manifest.tokens == "all" else f", for {manifest.tokens} tokens alone"
     console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}{moved}")

@@ -125,6 +125,7 @@ def build_vectors(
     Raises InvalidPairs for pairs that cannot be used or that no admissible dose makes work.
     """
     refuse_blind(loaded, options.tokens)
+    candidates = settings(loaded, options)
     pairs = leave_out_long(loaded, pairs)
     refuse_overlap(pairs, test_prompts)
     refuse_long_prompts(loaded, test_prompts, options.max_tokens)
@@ -134,7 +135,6 @@ def build_vectors(
     bench = make_bench(loaded, split, metric, test_prompts, options)
     bench = with_neutral_text(loaded, bench, neutral or neutral_text(), options.tokens)
     bench = with_memo(bench, memo)
-    candidates = settings(loaded, options)
     grains = at_tried_block(options.grains, candidates)
     directions = BUILDERS[options.method](loaded, split.build, grains, progress, memo)
     norms = median_norms(loaded, [pair.preferred for pair in build], options.tokens)
@@ -250,15 +250,27 @@ def last_words(conversations: Sequence[Conversation]) -> tuple[str, ...]:
 
 def settings(loaded: LoadedModel, options: BuildOptions) -> list[Setting]:
     """Return every candidate set of blocks at every dose."""
-    layers = options.layers if options.layers is not None else candidate_layers(len(loaded.blocks))
+    count = len(loaded.blocks)
+    layers = options.layers if options.layers is not None else candidate_layers(count, options.tokens)
     for layer in (layer for chosen in layers for layer in chosen):
-        if not 0 <= layer < len(loaded.blocks):
-            raise InvalidRequest(f"there is no block {layer}: the model has 0 to {len(loaded.blocks) - 1}")
+        if not 0 <= layer < count:
+            raise InvalidRequest(f"there is no block {layer}: the model has 0 to {count - 1}")
+    if options.tokens == "image":
+        refuse_unread(layers, count)
     return [
         Setting(chosen, dose)
         for chosen in layers
         for dose in (options.doses if options.doses is not None else candidate_doses(chosen))
     ]
+
+
+def refuse_unread(layers: Sequence[tuple[int, ...]], count: int) -> None:
+    """Raise InvalidRequest for image tokens that are moved where no later block reads them."""
+    if (count - 1,) in layers:
+        raise InvalidRequest(
+            f"block {count - 1} is the model's last: no later block reads what it does to image tokens, so "
+            f"that moving them alone there changes no answer; name earlier --layers, 0 to {count - 2}"
+        )
 
 
 def at_tried_block(grains: GrainsOptions, candidates: Sequence[Setting]) -> GrainsOptions:

@@ -11,6 +11,7 @@ from steering.building.generation import scaled
 from steering.building.measuring import Measure, Outcome
 from steering.building.progress import Progress, silent, tracked
 from steering.errors import InvalidPairs
+from steering.types import Tokens
 
 DEPTHS = (0.3, 0.4, 0.5, 0.6)
 DOSES = (0.05, 0.1, 0.15, 0.2)
@@ -102,9 +103,13 @@ class Calibration:
     safe_strengths: tuple[float, float] | None
 
 
-def candidate_layers(count: int) -> tuple[tuple[int, ...], ...]:
-    """Return the blocks worth trying in a model of `count`: each alone, and the lower ones at once."""
-    layers = sorted({min(round(depth * count), count - 1) for depth in DEPTHS})
+def candidate_layers(count: int, tokens: Tokens = "all") -> tuple[tuple[int, ...], ...]:
+    """Return the blocks worth trying in a model of `count`: each alone, and the lower ones at once.
+
+    tokens: those that are moved. No block reads what the last one does to an image's, so it is none for them.
+    """
+    highest = count - 2 if tokens == "image" else count - 1
+    layers = sorted({min(round(depth * count), highest) for depth in DEPTHS})
     together = tuple(layers[:MOST_TOGETHER])
     return (*((layer,) for layer in layers), *([together] if len(together) > 1 else []))
 
@@ -139,7 +144,8 @@ def calibrate(
     Larger doses than one that raises the loss on neutral text too far are not tried at its blocks.
     find_safe: whether to look for that range, a few more measurements.
 
-    Raises InvalidPairs when every setting does too much damage.
+    Raises InvalidPairs when every setting does too much damage, or none of several any good; a single one
+    was chosen by whoever named it.
     """
     unsteered = measure({}, True)
     trials: list[Trial] = []
@@ -155,9 +161,24 @@ def calibrate(
             "try other --layers or a smaller --dose"
         )
     chosen = max(admitted, key=lambda trial: trial.effect)
+    if chosen.effect <= 0 and len(settings) > 1:
+        raise InvalidPairs(told_useless(chosen, len(admitted)))
     deltas = deltas_at(chosen.setting, vectors, norms)
     safe = find_safe_strengths(deltas, measure, unsteered, bound, progress) if find_safe else None
     return Calibration(chosen, unsteered, tuple(trials), safe)
+
+
+def told_useless(best: Trial, count: int) -> str:
+    """Return that no setting within the bound moves the dev items towards the behaviour, and the way out."""
+    return (
+        f"none of the {count} settings within the damage bound moves the items that the dose is chosen on "
+        f"towards the behaviour; the best: {told_setting(best.setting)}: effect {best.effect:+.4f}; try other "
+        "--layers or a larger --dose, give more pairs, and see that the preferred answers are the wanted ones"
+    )
+
+
+def told_setting(setting: Setting) -> str:
+    return f"block {'+'.join(map(str, setting.layers))}, dose {setting.dose:g}"
 
 
 def told_damage(trial: Trial, unsteered: Outcome) -> str:
@@ -165,9 +186,8 @@ def told_damage(trial: Trial, unsteered: Outcome) -> str:
     assert unsteered.fluency is not None
     assert unsteered.damage is not None
     answers, neutral = unsteered.fluency, unsteered.damage
-    blocks = "+".join(map(str, trial.setting.layers))
     return (
-        f"block {blocks}, dose {trial.setting.dose:g}: loss on neutral text {neutral.loss:.2f} to "
+        f"{told_setting(trial.setting)}: loss on neutral text {neutral.loss:.2f} to "
         f"{trial.loss:.2f}, accuracy {neutral.accuracy:.0%} to {trial.accuracy:.0%}, the answers' "
         f"log-probability {answers.log_probability:.2f} to {trial.log_probability:.2f}, "
         f"distinct word pairs {answers.distinct_2:.2f} to {trial.distinct_2:.2f}"

@@ -43,7 +43,7 @@ def headline(evaluation: Evaluation, metric: str, direction: int) -> dict[str, A
 
 def shortcomings(head: dict[str, Any]) -> Iterator[str]:
     """Yield why a headline does not show that the profile works: nothing if it does."""
-    items, directions, shown = head["items"], head["random"]["directions"], head["effect"]["low"] > 0
+    items, directions, effect = head["items"], head["random"]["directions"], head["effect"]
     few_items, few_directions = items < ENOUGH_ITEMS, directions < ENOUGH_DIRECTIONS
     if few_items:
         yield (
@@ -52,7 +52,9 @@ def shortcomings(head: dict[str, Any]) -> Iterator[str]:
         )
     if few_directions:
         yield f"{directions} random directions are too few to judge by, {ENOUGH_DIRECTIONS} are the least"
-    if not shown:
+    if effect["high"] < 0:
+        yield "the effect goes the wrong way: all of its interval is away from the behaviour"
+    elif effect["low"] <= 0:
         yield "the interval of the effect holds zero: no effect was shown"
     elif not (head["works"] or few_items or few_directions):
         yield "a random direction of the same length did as much"

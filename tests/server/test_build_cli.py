@@ -184,6 +184,13 @@ def test_a_profile_that_moves_one_kind_of_tokens_is_measured_by_those(seeing: Pa
     assert (rows[2]["loss"] == rows[0]["loss"]) == (kind == "image")
 
 
+def test_the_last_block_is_refused_for_image_tokens_before_any_work(seeing: Path) -> None:
+    result = run(seeing, "--name", "vain", "--steer", "image", "--layers", "1,3")
+    assert result.exit_code == 1
+    assert "block 3 is the model's last: no later block reads" in " ".join(result.stderr.split())
+    assert " done" not in result.stderr
+
+
 def test_image_tokens_of_pairs_without_images_are_not_there_to_be_moved(seeing: Path) -> None:
     fixed = ["--model", str(seeing / "model"), "--cache-dir", str(seeing), "--store", str(seeing / "store")]
     fixed += ["--device", "cpu", "--name", "none", "--steer", "image"]

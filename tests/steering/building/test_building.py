@@ -81,6 +81,19 @@ def test_blocks_are_tried_alone_and_together_and_share_a_dose_that_is_not_asked_
     assert [(setting.layers, setting.dose) for setting in found] == tried
 
 
+def test_blocks_that_nothing_reads_images_behind_are_not_tried() -> None:
+    def tried(count: int, **asked: Any) -> list[tuple[int, ...]]:
+        model = cast(LoadedModel, SimpleNamespace(blocks=range(count)))
+        found = settings(model, BuildOptions(doses=(0.1,), tokens="image", **asked))
+        return [setting.layers for setting in found]
+
+    assert tried(2) == [(0,)]
+    assert tried(30) == [(9,), (12,), (15,), (18,), (9, 12, 15)]
+    assert tried(5, layers=((3,), (3, 4))) == [(3,), (3, 4)]
+    with pytest.raises(InvalidRequest, match="block 4 is the model's last: .* name earlier --layers, 0 to 3"):
+        tried(5, layers=((3,), (4,)))
+
+
 def test_the_report_compares_with_other_directions_from_the_same_pairs(
     llama: LoadedModel, pairs_path: Path
 ) -> None:

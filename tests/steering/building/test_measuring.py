@@ -105,6 +105,19 @@ def test_the_largest_effect_within_the_bound_is_chosen() -> None:
         calibrate(torch.ones(1, 4), torch.ones(1), measure, [Setting((0,), 0.5)], DamageBound(1.0, 0.9))
 
 
+def test_of_settings_that_do_no_good_none_is_chosen_but_a_single_one_stands() -> None:
+    """A stand-in model on which every dose works against the behaviour."""
+
+    def measure(deltas: Deltas, fluently: bool) -> Outcome:
+        return outcome([-sum(float(delta.norm()) for delta in deltas.values())])
+
+    settings = [Setting((3,), 0.1), Setting((3,), 0.2)]
+    vectors, norms = torch.ones(4, 2), torch.ones(4)
+    with pytest.raises(InvalidPairs, match=r"none of the 2 .* block 3, dose 0.1: effect -0.1000; try other"):
+        calibrate(vectors, norms, measure, settings)
+    assert calibrate(vectors, norms, measure, settings[:1]).chosen.effect == pytest.approx(-0.1)
+
+
 def test_doses_above_one_that_raises_the_loss_too_far_are_not_tried() -> None:
     def measure(deltas: Deltas, fluently: bool) -> Outcome:
         size = sum(float(delta.norm()) for delta in deltas.values())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from steering.building.report_page import report_page, shaded
+from steering.building.reporting import shortcomings
 
 SHIPPED = Path("vector_store/shipped/cheerful/1")
 PNG = b"\x89PNG"
@@ -91,6 +92,19 @@ def test_the_page_says_whether_the_effect_stands_out(manifest: Any, report: Any)
     page = report_page(manifest, report, {})
     assert "This does not show that it works: 11 held-out items are too few" in page
     assert "random direction of the same length did as much" not in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [(-0.5, -0.1, ["goes the wrong way"]), (-0.5, 0.1, ["holds zero"]), (0.1, 0.5, [])],
+)
+def test_an_interval_is_told_from_the_side_on_which_it_lies(
+    report: Any, low: float, high: float, told: list[str]
+) -> None:
+    head = {**report["headline"], "effect": {"mean": (low + high) / 2, "low": low, "high": high}}
+    found = list(shortcomings(head))
+    assert len(found) == len(told)
+    assert all(words in each for words, each in zip(told, found, strict=True))
 
 
 @pytest.mark.parametrize("key", SECTIONS)
