@@ -37,7 +37,7 @@ def eval_profile(
     strengths: Annotated[
         str, typer.Option(help="Strengths to try, between commas; 1 and -1 are always tried.")
     ] = STRENGTHS,
-    random: Annotated[int, typer.Option(min=1, help="Random directions to compare with.")] = 30,
+    random: Annotated[int, typer.Option(help="Random directions to compare with, 19 at least.")] = 30,
     output: Annotated[Path | None, typer.Option(help="Write all figures here, JSON.")] = None,
     judge_url: Annotated[
         str | None,

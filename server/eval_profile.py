@@ -16,7 +16,7 @@ from server.judging import Judge, judge_strengths, judgement_rows, rates, read_t
 from server.profiles_cli import PIPED_WIDTH
 from steering.building.building import refuse_unseen
 from steering.building.damage import measure_damage
-from steering.building.evaluation import Evaluation, evaluate
+from steering.building.evaluation import ENOUGH_DIRECTIONS, Evaluation, evaluate
 from steering.building.measuring import Measure, measure_by_margin, measure_by_metric, with_damage
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import (
@@ -31,6 +31,7 @@ from steering.building.progress import Progress
 from steering.building.questions import NeutralText, neutral_text, read_neutral, read_questions
 from steering.building.readers import read_pairs, read_prompts
 from steering.building.reporting import report, shortcomings
+from steering.embedded import EMBEDDED_ID
 from steering.errors import InvalidPairs, InvalidRequest, ProfileIncompatible
 from steering.loading import LoadedModel, load_model
 from steering.types import Tokens
@@ -100,9 +101,11 @@ def run_eval(request: EvalRequest) -> None:
     """Print the evaluation and write it as JSON; a mistake ends the command with its reason."""
     console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     with explained(console, "nothing was written"):
+        refuse_few_directions(request.random)
         strengths, judge = parse_strengths(request.strengths), read_judge(request.judge)
         refuse_unwritable("--output", request.output)
         profile = open_store(request.store or default_root()).get(request.name, request.version)
+        refuse_unnamed_model(profile.manifest, request.model)
         held_out = read_held_out(request, profile.manifest)
         if judge is not None:
             console.print("asking the judge for one rating first")
@@ -121,6 +124,24 @@ def run_eval(request: EvalRequest) -> None:
         if request.output is not None:
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
             request.output.write_text(text + "\n", encoding="utf-8")
+
+
+def refuse_few_directions(count: int) -> None:
+    if count < ENOUGH_DIRECTIONS:
+        raise InvalidRequest(
+            f"--random {count}: being stronger than so few random directions may be chance; "
+            f"{ENOUGH_DIRECTIONS} are the least"
+        )
+
+
+def refuse_unnamed_model(manifest: Manifest, model: str | None) -> None:
+    """Raise, before a model is loaded, for a profile of another one than the default."""
+    if model is None and manifest.model.id != EMBEDDED_ID:
+        raise ProfileIncompatible(
+            f"profile {manifest.name!r} was built for {manifest.model.id} ({manifest.model.architecture}); "
+            f"without --model it would be measured on {EMBEDDED_ID}: name its model's directory or hub id "
+            "with --model"
+        )
 
 
 def parse_strengths(text: str) -> list[float]:

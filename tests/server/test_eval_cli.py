@@ -76,7 +76,7 @@ def judge_options(url: str, template: str) -> list[str]:
 def run(workplace: Path, *arguments: str) -> Result:
     """Run the command in the workplace; an argument that names a file there becomes its path."""
     fixed = ["--model", str(workplace / "model"), "--cache-dir", str(workplace), "--max-tokens", "4"]
-    fixed += ["--device", "cpu", "--store", str(workplace / "store"), "--random", "3", "--strengths", "-1,2"]
+    fixed += ["--device", "cpu", "--store", str(workplace / "store"), "--random", "19", "--strengths", "-1,2"]
     fixed += ["--questions", str(workplace / "questions.jsonl")]
     named = [str(workplace / part) if (workplace / part).is_file() else part for part in arguments]
     return CliRunner().invoke(app, [*fixed, *named])
@@ -94,10 +94,10 @@ def test_pairs_give_margins_choices_damage_and_controls(workplace: Path, tmp_pat
     assert rows[2]["effect"]["mean"] == pytest.approx(rows[2]["score"] - rows[0]["score"], abs=1e-3)
     assert rows[2]["loss"] != rows[0]["loss"]
     assert {"accuracy", "repetition", "chosen_whole", "chosen_per_token"} <= rows[1].keys()
-    assert len(found["random_scores"]) == 3
+    assert len(found["random_scores"]) == 19
     assert "bright@1: margin, n = 4" in result.stdout
     assert f"[{rows[2]['effect']['low']:+.3f}, {rows[2]['effect']['high']:+.3f}]" in result.stdout
-    assert "3 random directions" in result.stdout
+    assert "19 random directions" in result.stdout
 
 
 def test_a_metric_is_measured_and_every_answer_judged(workplace: Path, tmp_path: Path) -> None:
@@ -165,6 +165,10 @@ def judge_of(
         (["brigt", "--pairs", "held_out.jsonl"], "did you mean 'bright'"),
         (["foreign", "--pairs", "held_out.jsonl"], "does not fit"),
         (["partial", "--pairs", "held_out.jsonl"], "steers generated positions"),
+        (
+            ["bright", "--pairs", "held_out.jsonl", "--random", "18"],
+            "--random 18: being stronger than so few",
+        ),
         (["bright", "--pairs", "held_out.jsonl", "--strengths", "1,x"], "not a list of numbers"),
         (["bright", "--pairs", "held_out.jsonl", "--strengths", "nan"], "finite"),
         (["bright", "--pairs", "held_out.jsonl", "--questions", "test.jsonl"], "no questions"),
@@ -185,6 +189,18 @@ def test_a_mistake_ends_with_its_reason(workplace: Path, arguments: list[str], r
     assert result.exit_code == 1
     assert reason in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+def test_a_profile_of_another_model_than_the_default_is_refused_before_one_is_loaded(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.eval_profile.load_model", None)
+    arguments = ["bright", "--pairs", str(workplace / "held_out.jsonl"), "--store", str(workplace / "store")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    told = " ".join(result.stderr.split())
+    assert "'bright' was built for model (LlamaForCausalLM)" in told
+    assert "with --model" in told
 
 
 def test_a_judge_that_refuses_is_named_with_its_reason() -> None:
