@@ -21,9 +21,11 @@ from server.build_request import (
 )
 from server.console import explained, shown
 from steering.building.building import BuildOptions, Built, build_vectors
+from steering.building.grains_options import READINGS_OF_PROMPTS
 from steering.building.memo import Memo
 from steering.building.metrics import Metric, read_metric
 from steering.building.pairs import LeftOut, Message, PairsFile, describe_left_out
+from steering.building.pictured import urls_of
 from steering.building.pictures import pictures
 from steering.building.questions import NeutralText, read_neutral
 from steering.building.readers import read_pairs, read_prompts
@@ -48,6 +50,7 @@ def run_build(request: BuildRequest) -> None:
         refuse_closed(request.store or default_root(), request.name)
         options, sources = read_options(request), read_sources(request)
         refuse_description(describe(request, sources.metric))
+        advise(console, options, sources.pairs)
         cache_dir = request.cache_dir or user_cache_path("grainserve")
         loaded = load_model(request.model, cache_dir, device=request.device)
         kept = cache_dir / "builds" / build_key(request, sources, options, loaded)
@@ -70,6 +73,17 @@ def run_build(request: BuildRequest) -> None:
         store = open_store(request.store or default_root())
         tell(console, store.publish(manifest, built.deltas, files), built.left_out)
         shutil.rmtree(kept, ignore_errors=True)
+
+
+def advise(console: Console, options: BuildOptions, pairs: PairsFile) -> None:
+    """Say that images are there whose pieces are not among what is scored and taken out."""
+    reading = options.grains.reading
+    pictured = any(urls_of(pair.messages) for pair in pairs.pairs)
+    if options.method == "grains" and pictured and reading not in READINGS_OF_PROMPTS:
+        console.print(
+            f"the pairs have images, and --reading {reading} takes out tokens of the answers alone; pieces "
+            f"of images are scored by --reading {' or '.join(READINGS_OF_PROMPTS[:2])}"
+        )
 
 
 def build_key(request: BuildRequest, sources: "Sources", options: BuildOptions, loaded: LoadedModel) -> str:
@@ -167,10 +181,11 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
         console.print(
             f"warning: block and dose were chosen on {items} items, which chance moves much; give more pairs"
         )
-    if chosen["effect"] <= 0:
+    effect = chosen["effect"]
+    if isinstance(effect, float) and effect <= 0:
         console.print(
             f"warning: on the {items} items that a dose is chosen on, the one that was named has no effect "
-            f"towards the behaviour: {chosen['effect']:+g}; try other --layers or another --dose"
+            f"towards the behaviour: {effect:+g}; try other --layers or another --dose"
         )
     blocks = ", ".join(map(str, manifest.layers))
     moved = "" if manifest.tokens == "all" else f", for {manifest.tokens} tokens alone"

@@ -172,8 +172,9 @@ def told_useless(best: Trial, count: int) -> str:
     """Return that no setting within the bound moves the dev items towards the behaviour, and the way out."""
     return (
         f"none of the {count} settings within the damage bound moves the items that the dose is chosen on "
-        f"towards the behaviour; the best: {told_setting(best.setting)}: effect {best.effect:+.4f}; try other "
-        "--layers or a larger --dose, give more pairs, and see that the preferred answers are the wanted ones"
+        f"towards the behaviour; the best: {told_setting(best.setting)}: effect {best.effect:+.4f}; try "
+        "other --layers or a larger --dose, give more pairs, and see that the preferred answers are the ones "
+        "that are wanted"
     )
 
 

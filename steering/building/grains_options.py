@@ -11,6 +11,8 @@ SCORED_DEPTH = 0.4
 ABLATION = AttributionOptions(method="ablation")
 
 Reading = Literal["shared", "authors", "response", "demonstration", "direction", "influence", "context"]
+# Those that score the prompt, and with its words the pieces of its images.
+READINGS_OF_PROMPTS: tuple[Reading, ...] = ("shared", "context", "authors")
 Summary = Literal["mean", "component", "unsigned_component"]
 
 

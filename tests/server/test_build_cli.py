@@ -172,7 +172,7 @@ def test_a_profile_that_moves_one_kind_of_tokens_is_measured_by_those(seeing: Pa
     assert (calibrated["loss"] == calibrated["unsteered"]["loss"]) == (kind == "image")
     arguments = [kind, "--pairs", str(seeing / "held_out.jsonl"), "--model", str(seeing / "model"), *neutral]
     arguments += ["--store", str(seeing / "store"), "--cache-dir", str(seeing), "--max-tokens", "2"]
-    arguments += ["--output", str(seeing / "found.json"), "--random", "2", "--strengths", "2"]
+    arguments += ["--output", str(seeing / "found.json"), "--random", "19", "--strengths", "2"]
     evaluating = typer.Typer()
     evaluating.command()(eval_profile)
     result = CliRunner().invoke(evaluating, [*arguments, "--device", "cpu"])
@@ -182,6 +182,17 @@ def test_a_profile_that_moves_one_kind_of_tokens_is_measured_by_those(seeing: Pa
     assert found["tokens"] == kind
     assert rows[2]["score"] != rows[0]["score"]
     assert (rows[2]["loss"] == rows[0]["loss"]) == (kind == "image")
+
+
+@pytest.mark.parametrize(("reading", "advised"), [("influence", True), ("response", True), ("shared", False)])
+def test_a_reading_that_takes_no_pieces_of_images_out_is_told_of(
+    seeing: Path, reading: str, advised: bool
+) -> None:
+    # The block that is not there ends the build behind the advice.
+    result = run(seeing, "--name", "told", "--reading", reading, "--layers", "99")
+    told = " ".join(result.stderr.split())
+    assert (f"--reading {reading} takes out tokens of the answers alone" in told) is advised
+    assert ("scored by --reading shared or context" in told) is advised
 
 
 def test_the_last_block_is_refused_for_image_tokens_before_any_work(seeing: Path) -> None:

@@ -90,7 +90,9 @@ def test_blocks_that_nothing_reads_images_behind_are_not_tried() -> None:
     assert tried(2) == [(0,)]
     assert tried(30) == [(9,), (12,), (15,), (18,), (9, 12, 15)]
     assert tried(5, layers=((3,), (3, 4))) == [(3,), (3, 4)]
-    with pytest.raises(InvalidRequest, match="block 4 is the model's last: .* name earlier --layers, 0 to 3"):
+    with pytest.raises(
+        InvalidRequest, match=r"block 4 is the model's last: .* name earlier --layers, 0 to 3"
+    ):
         tried(5, layers=((3,), (4,)))
 
 
