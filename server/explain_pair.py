@@ -18,18 +18,29 @@ from server.console import refuse_unwritable
 from steering.building.attribution import STEPS, AttributionOptions
 from steering.building.explaining import Explanation, explain_pair
 from steering.building.grains_options import GrainsOptions
-from steering.building.highlighting import HighlightedToken, ScoredTokens, colour, highlighted, visible
-from steering.building.overlay import overlay
+from steering.building.highlighting import (
+    PIECE,
+    HighlightedToken,
+    ScoredTokens,
+    colour,
+    gathered,
+    highlighted,
+    runs,
+    told_run,
+    visible,
+)
+from steering.building.overlay import grid, overlay, with_legend
 from steering.building.pairs import Pair, tokenise_pair
 from steering.building.pictured import picture_of, urls_of
 from steering.building.readers import read_pairs
 from steering.building.token_heatmap import HeatmapPair, draw_pairs
-from steering.building.token_texts import PIECE
 from steering.errors import InvalidPairs, InvalidRequest, SteeringError
 from steering.loading import LoadedModel, load_model
 
 PROMPT_TITLE = "blue: for the preferred answer over the dispreferred one; red: the other way round"
 LARGE_GAP = 0.1
+# Pieces of an image that text names.
+PIECES_TOLD = 5
 LEGEND = (
     "blue speaks for, red against; underlined: the most telling. A build scores by --reading influence "
     "unless told otherwise; its report.html shows that"
@@ -67,12 +78,12 @@ def run_explain(request: ExplainRequest) -> None:
         )
         typer.echo("scoring the tokens of prompt and answers: up to some minutes on a CPU", err=True)
         parts = explain(loaded, pair, request.steps)
-        show(pair, parts, loaded, request)
+        columns = loaded.image_tokens.columns(tokenise_pair(loaded, pair).prompt)
+        show(pair, parts, loaded, request, columns)
         warn(parts)
         if request.png is not None:
             save_png(request.png, pair, parts)
         if request.overlay is not None and image is not None:
-            columns = loaded.image_tokens.columns(tokenise_pair(loaded, pair).prompt)
             save_overlay(request.overlay, image, parts[0], columns)
     except SteeringError as error:
         typer.echo(f"error: {error.message}", err=True)
@@ -136,15 +147,24 @@ def explain(loaded: LoadedModel, pair: Pair, steps: int) -> tuple[Explanation, .
     return explain_pair(loaded, tokenised, GrainsOptions(attribution=attribution))
 
 
-def show(pair: Pair, parts: Sequence[Explanation], loaded: LoadedModel, request: ExplainRequest) -> None:
-    """Print JSON if asked, colours on a terminal, and lines of token, tab, score anywhere else."""
+def show(
+    pair: Pair,
+    parts: Sequence[Explanation],
+    loaded: LoadedModel,
+    request: ExplainRequest,
+    columns: int | None,
+) -> None:
+    """Print JSON if asked, colours on a terminal, and lines of token, tab, score anywhere else.
+
+    columns: of the grid of the image's pieces, where the family tells.
+    """
     console = Console(markup=False, emoji=False, highlight=False)
     if request.as_json:
         typer.echo(json.dumps(as_json(pair, parts, loaded), indent=2, ensure_ascii=False))
     elif console.is_terminal:
-        print_colours(console, parts)
+        print_colours(console, parts, columns)
     else:
-        print_lines(parts)
+        print_lines(parts, columns)
 
 
 def as_json(pair: Pair, parts: Sequence[Explanation], loaded: LoadedModel) -> dict[str, Any]:
@@ -167,18 +187,44 @@ def as_json(pair: Pair, parts: Sequence[Explanation], loaded: LoadedModel) -> di
     }
 
 
-def print_lines(parts: Sequence[Explanation]) -> None:
+def print_lines(parts: Sequence[Explanation], columns: int | None) -> None:
     for part in parts:
         typer.echo(f"# {heading(part)}")
-        for text, score in zip(part.scored.tokens, part.scored.scores, strict=True):
-            typer.echo(f"{visible(text)}\t{score:+.4f}")
+        scored, places = gathered(part.scored), runs(part.scored.tokens)
+        for text, score, run in zip(scored.tokens, scored.scores, places, strict=True):
+            strongest = f"\t{told_pieces(part.scored, run, columns)}" if is_image(part.scored, run) else ""
+            typer.echo(f"{visible(text)}\t{score:+.4f}{strongest}")
 
 
-def print_colours(console: Console, parts: Sequence[Explanation]) -> None:
+def is_image(scored: ScoredTokens, run: Sequence[int]) -> bool:
+    return scored.tokens[run[0]] == PIECE
+
+
+def told_pieces(scored: ScoredTokens, run: Sequence[int], columns: int | None) -> str:
+    """Return the strongest of a run of pieces with their scores, by row and column where they are a grid."""
+    found = grid(len(run), columns)
+    across = found[0] if found else len(run)
+    strongest = sorted(range(len(run)), key=lambda place: -abs(scored.scores[run[place]]))[:PIECES_TOLD]
+    told = (
+        (
+            f"{place // across + 1},{place % across + 1}" if found else f"{place + 1}",
+            scored.scores[run[place]],
+        )
+        for place in strongest
+    )
+    named = "row,column" if found else "piece"
+    return f"strongest by {named}: " + "; ".join(f"{where} {score:+.4f}" for where, score in told)
+
+
+def print_colours(console: Console, parts: Sequence[Explanation], columns: int | None) -> None:
     for pair in paired(parts):
-        for part, tokens in zip(pair, highlighted([part.scored for part in pair]), strict=True):
+        shown = highlighted([gathered(part.scored) for part in pair])
+        for part, tokens in zip(pair, shown, strict=True):
             console.print(heading(part), style="bold")
             console.print(coloured(tokens))
+            for run in runs(part.scored.tokens):
+                if is_image(part.scored, run):
+                    console.print(f"{told_run(len(run))} {told_pieces(part.scored, run, columns)}")
             console.print()
     console.print(LEGEND)
 
@@ -224,7 +270,7 @@ def save_overlay(path: Path, image: Image.Image, prompt: Explanation, columns: i
     drawn = overlay(image, scores, taken, columns)
     if drawn is None:
         raise InvalidRequest(f"--overlay needs a grid of pieces; this model makes {len(seen)}")
-    write_picture("--overlay", path, drawn)
+    write_picture("--overlay", path, with_legend(drawn))
 
 
 def write_picture(option: str, path: Path, picture: bytes) -> None:
@@ -232,6 +278,7 @@ def write_picture(option: str, path: Path, picture: bytes) -> None:
         path.write_bytes(picture)
     except OSError as error:
         raise InvalidRequest(f"{option} {path} cannot be written: {error.strerror or error}") from error
+    typer.echo(f"wrote {path}", err=True)
 
 
 def with_gap(part: Explanation) -> ScoredTokens:

@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 Colour = tuple[int, int, int]
+
+# What stands for a piece of an image among texts of tokens.
+PIECE = "\N{SQUARE WITH ORTHOGONAL CROSSHATCH FILL}"
 
 # The arms of ColorBrewer's RdBu, which colour-blind readers tell apart; light enough for black text.
 TOWARDS: Colour = (67, 147, 195)
@@ -43,6 +47,28 @@ def scored_answers(attribution: Mapping[str, Any]) -> tuple[ScoredTokens, ...]:
         )
         for side in ("preferred", "dispreferred")
     )
+
+
+def runs(tokens: Sequence[str]) -> list[list[int]]:
+    """Return the tokens' places, each alone but for the pieces of an image that follow each other."""
+    found: list[list[int]] = []
+    for seen, group in groupby(range(len(tokens)), lambda place: tokens[place] == PIECE):
+        places = list(group)
+        found += [places] if seen else [[place] for place in places]
+    return found
+
+
+def gathered(side: ScoredTokens) -> ScoredTokens:
+    """Return the side with each run of an image's pieces as one token, which has the sum of their scores."""
+    places = runs(side.tokens)
+    texts = (told_run(len(run)) if side.tokens[run[0]] == PIECE else side.tokens[run[0]] for run in places)
+    scores = tuple(sum(side.scores[place] for place in run) for run in places)
+    ablated = frozenset(number for number, run in enumerate(places) if side.ablated.intersection(run))
+    return ScoredTokens(side.title, tuple(texts), scores, ablated)
+
+
+def told_run(count: int) -> str:
+    return f"[image: {count} piece{'s' if count > 1 else ''}]"
 
 
 def highlighted(pair: Sequence[ScoredTokens]) -> list[list[HighlightedToken]]:

@@ -10,6 +10,7 @@ from steering.building.highlighting import (
     HighlightedToken,
     ScoredTokens,
     colour,
+    gathered,
     highlighted,
     scored_answers,
     visible,
@@ -65,7 +66,10 @@ def draw_pairs(pairs: Sequence[HeatmapPair], title: str) -> bytes:
     """Return the PNG of the pairs below each other, as high as their wrapped text needs."""
     from matplotlib.figure import Figure
 
-    laid_out = [(pair, [wrapped(side) for side in highlighted(pair.sides)]) for pair in pairs]
+    laid_out = [
+        (pair, [wrapped(side) for side in highlighted([gathered(side) for side in pair.sides])])
+        for pair in pairs
+    ]
     lines = sum(1.7 + sum(0.9 + height(side) for side in sides) for _, sides in laid_out)
     tall = (3.4 + lines) * LINE + MARGIN
     figure = Figure(figsize=(WIDTH / 72, tall / 72))

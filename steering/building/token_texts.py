@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from steering.building.highlighting import PIECE
 from steering.image_tokens import is_piece
 from steering.loading import LoadedModel
 
-PIECE = "\N{SQUARE WITH ORTHOGONAL CROSSHATCH FILL}"
 HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -24,13 +25,14 @@ from steering.building.attribution import AttributionOptions, attribute_context
 from steering.building.building import BuildOptions, build_vectors
 from steering.building.generation import generate_answers
 from steering.building.grains_options import GrainsOptions
+from steering.building.highlighting import PIECE
 from steering.building.overlay import SIDE, overlay
 from steering.building.pairs import Pair, TokenSequence, tokenise_pair, tokenise_prompt
 from steering.building.questions import read_neutral
 from steering.building.readers import read_pairs, read_prompts
 from steering.building.report_page import report_page
 from steering.building.scoring import Scorer
-from steering.building.token_texts import PIECE, token_texts
+from steering.building.token_texts import token_texts
 from steering.errors import InvalidPairs, InvalidRequest
 from steering.image_tokens import pieces
 from steering.loading import LoadedModel
@@ -265,9 +267,19 @@ def test_explain_draws_the_prompts_scores_over_the_image(
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu", "--overlay", str(tmp_path / "o.png")])
     assert result.exit_code == 0, result.output
     across, down = grid
-    assert result.stdout.count(PIECE) == across * down
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("[image: ")]
+    told, total, strongest = line.split("\t")
+    assert told == f"[image: {across * down} pieces]"
+    places = re.findall(r"(\d+),(\d+) [+-]", strongest)
+    assert len(places) == min(5, across * down)
+    assert all(1 <= int(row) <= down and 1 <= int(column) <= across for row, column in places)
+    part = json.loads(CliRunner().invoke(app, [*arguments, "--device", "cpu", "--json"]).stdout)["parts"][0]
+    scores = [score for text, score in zip(part["tokens"], part["scores"], strict=True) if text == PIECE]
+    assert float(total) == pytest.approx(sum(scores), abs=1e-3)
+    assert f"wrote {tmp_path / 'o.png'}" in result.stderr
     with Image.open(tmp_path / "o.png") as drawn:
-        assert drawn.size == (SIDE, SIDE * down // across)
+        assert drawn.size[0] == SIDE
+        assert drawn.size[1] > SIDE * down // across
 
 
 def test_context_scores_a_piece_by_what_taking_it_out_does_to_the_answer(llava: LoadedModel) -> None:

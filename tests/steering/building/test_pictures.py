@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from steering.building.highlighting import HighlightedToken, ScoredTokens, colour, highlighted
+from steering.building.highlighting import (
+    PIECE,
+    HighlightedToken,
+    ScoredTokens,
+    colour,
+    gathered,
+    highlighted,
+)
 from steering.building.pictures import (
     damage,
     dose_response,
@@ -28,6 +35,7 @@ SIDE = {
     "scores": [1, 0.5, -2, 0, 0, 0],
     "ablated": [0, 1],
 }
+SHORT = {"tokens": ["a"], "scores": [1], "ablated": []}
 ATTRIBUTION = {"line": 1, "prompt": "How $much$?", "gap": 0.01, "preferred": SIDE, "dispreferred": SIDE}
 
 
@@ -121,6 +129,20 @@ def test_wrapped_tokens_stay_on_the_page_in_order_without_overlap(texts: list[st
 def test_both_sides_of_a_pair_share_one_scale() -> None:
     sides = highlighted([ScoredTokens("a", ("x",), (2.0,)), ScoredTokens("b", ("y", "z"), (-4.0, 1.0))])
     assert [[token.share for token in side] for side in sides] == [[0.5], [-1.0, 0.25]]
+
+
+def test_pieces_of_an_image_that_follow_each_other_are_one_token_with_their_sum() -> None:
+    tokens, scores = ("a", PIECE, PIECE, "b", PIECE), (1.0, 2.0, -0.5, 0.0, 3.0)
+    found = gathered(ScoredTokens("prompt", tokens, scores, frozenset({2, 3})))
+    assert found.tokens == ("a", "[image: 2 pieces]", "b", "[image: 1 piece]")
+    assert found.scores == (1.0, 1.5, 0.0, 3.0)
+    assert found.ablated == {1, 2}
+    side = {"tokens": ["a", *[PIECE] * 300], "scores": [1] * 301, "ablated": []}
+    attribution = {**ATTRIBUTION, "preferred": side, "dispreferred": side}
+    plain = {**ATTRIBUTION, "preferred": SHORT, "dispreferred": SHORT}
+    assert size_of(token_heatmap({"attributions": [attribution]})) == size_of(
+        token_heatmap({"attributions": [plain]})
+    )
 
 
 def test_scores_of_zero_stay_white() -> None:
