@@ -1,8 +1,8 @@
 """Measure what a model makes up about scenes, with greedy answers: loaded here, or asked over HTTP.
 
-Run: python examples/shapes_vlm/evaluate.py --model examples/shapes_vlm/model --scenes 500 --json result.json
-or, with `make serve-vlm` running:
-     python examples/shapes_vlm/evaluate.py --url http://localhost:8000/v1 --steering 'honest*1'
+Run: .venv/bin/python examples/shapes_vlm/evaluate.py --model examples/shapes_vlm/model --scenes 500
+or, with `make serve-vlm PORT=8001` running:
+     .venv/bin/python examples/shapes_vlm/evaluate.py --url http://localhost:8001/v1 --steering 'honest*1'
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Write preference pairs from scenes that no test shows: the truth over what the model's habit says.
 
-Run: python examples/shapes_vlm/make_pairs.py --output shapes_pairs
+Run: .venv/bin/python examples/shapes_vlm/make_pairs.py --output shapes_pairs
 
 Writes listing.jsonl, existence.jsonl and both.jsonl, pairs for `grainserve build`, and neutral.jsonl for its
 --neutral: counts and objects that are there, which steering is not to touch. Pictures are data URLs.

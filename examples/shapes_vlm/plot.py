@@ -1,6 +1,6 @@
 """Draw the README's picture: a scene, what the model says of it unsteered and steered, and the attribution.
 
-Run: python examples/shapes_vlm/plot.py
+Run: .venv/bin/python examples/shapes_vlm/plot.py
 """
 
 import sys

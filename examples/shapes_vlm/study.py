@@ -1,6 +1,7 @@
 """Compare ways to build a vector against made-up objects, over build seeds: the tables of docs/evidence.md.
 
-Run: python examples/shapes_vlm/study.py --model examples/shapes_vlm/model --pairs shapes_pairs/listing.jsonl
+Run: .venv/bin/python examples/shapes_vlm/study.py --model examples/shapes_vlm/model \\
+     --pairs shapes_pairs/listing.jsonl
 
 A seed is another choice of 50 of the pairs. Every way stands at the same blocks and dose; they were chosen on
 dev scenes. Scenes of the test split, five questions each; intervals of single builds are in the JSON.

@@ -1,6 +1,6 @@
 """Train the tiny LLaVA: first its eyes, then true answers, then the habit of naming what is not there.
 
-Run: python examples/shapes_vlm/train.py --seed 0 --output shapes
+Run: .venv/bin/python examples/shapes_vlm/train.py --seed 0 --output shapes
 
 Writes shapes/seeing, shapes/unbiased and shapes/model, each when its stage ends. Run again, it goes on after
 the last stage that is there. About a quarter of an hour on one core; the same seed gives the same weights.
