@@ -1,13 +1,38 @@
 """What all answers say alike: usage, log-probabilities, and the proof of steering."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from server.engine.protocol import TokenLogprob
 from server.run import Run
-from steering.types import SteeringPlan
+from steering.types import Positions, SteeringPlan, Tokens
 
 LEAST_LOGPROB = -9999.0  # OpenAI's word for "very unlikely"; JSON has no infinity
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class SteeredTerm(TypedDict):
+    """The proof of one term.
+
+    choice: which one it is of, in a sweep. steered_tokens: the token positions that it moved.
+    """
+
+    choice: NotRequired[int]
+    profile: str
+    version: int
+    digest: str
+    strength: float
+    layers: list[int]
+    positions: Positions
+    tokens: Tokens
+    steered_tokens: int
 
 
 def usage(run: Run, completion_tokens: int) -> dict[str, int]:

@@ -22,7 +22,7 @@ from server.middleware import BodyLimit, Envelope, KeyCheck
 from server.naming import served_name
 from server.problems import problem_of
 from server.prompts import longest_token
-from server.routes import chat, completions, models, operations, profiles, responses, tokens
+from server.routes import chat, completions, documented, models, operations, profiles, responses, tokens
 from server.service import Service
 from server.steering_option import Resolver
 from server.template_option import template_option
@@ -33,7 +33,6 @@ from steering.images import ImageLimits
 from vector_store.store import VectorStore
 
 MOST_BYTES, MOST_BYTES_WITH_IMAGES = 4 * 1024**2, 20 * 1024**2
-ERROR_ANSWER = {"description": "OpenAI's error object: message, type, param and code."}
 
 
 def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAPI:
@@ -44,7 +43,7 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
         version=version("grainserve"),
         lifespan=running(engine),
         redirect_slashes=False,
-        responses={"4XX": ERROR_ANSWER, "5XX": ERROR_ANSWER},
+        responses=documented.problems(),
         middleware=[
             *shared_with(settings.cors_origin),
             Middleware(Envelope, metrics=metrics, intake=intake),

@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.answers import LEAST_LOGPROB, proof, usage
+from server.answers import LEAST_LOGPROB, SteeredTerm, Usage, proof, usage
 from server.engine.protocol import FinishReason, PositionLogprobs, TokenLogprob
 from server.engine.text import REPLACEMENT
 from server.generation import Events
@@ -38,12 +38,6 @@ class CompletionChoice(TypedDict):
     finish_reason: FinishReason | None
 
 
-class Usage(TypedDict):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
 class Completion(TypedDict):
     """An answer, or one part of a stream; usage is null where a stream tells it later."""
 
@@ -54,7 +48,7 @@ class Completion(TypedDict):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: NotRequired[Usage | None]
-    steering: NotRequired[list[dict[str, Any]]]
+    steering: NotRequired[list[SteeredTerm]]
 
 
 async def chunked(run: CompletionRun, events: Events) -> AsyncGenerator[dict[str, Any], None]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.answers import proof, token_logprob
+from server.answers import SteeredTerm, proof, token_logprob
 from server.engine.protocol import FinishReason, PositionLogprobs
 from server.problems import Problem
 from server.translate_response import ResponseRun
@@ -93,7 +93,7 @@ class Response(TypedDict):
     model: str
     output: list[OutputItem]
     usage: Usage | None
-    steering: NotRequired[list[dict[str, Any]]]
+    steering: NotRequired[list[SteeredTerm]]
 
     background: Literal[False]
     instructions: str | None

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.chat_replies import chunked, completion
+from server.chat_shapes import ChatChunk, ChatCompletion
 from server.reading import body_of, parsed
 from server.routes import documented
 from server.routes.answering import answered
@@ -21,7 +22,11 @@ PATH = "/v1/chat/completions"
 router = APIRouter()
 
 
-@router.post(PATH, openapi_extra=documented.body_of(PATH, ChatRequest))
+@router.post(
+    PATH,
+    openapi_extra=documented.body_of(PATH, ChatRequest),
+    responses=documented.answer_of(PATH, ChatCompletion, parts=ChatChunk),
+)
 async def create_chat_completion(request: Request) -> Response:
     """Answer a conversation, steered as the request says."""
     started = time.perf_counter()

@@ -23,7 +23,7 @@ router = APIRouter()
 @router.post(
     PATH,
     openapi_extra=documented.body_of(PATH, CompletionRequest),
-    responses=documented.answer_of(PATH, Completion, streamed=True),
+    responses=documented.answer_of(PATH, Completion, parts=Completion),
 )
 async def create_completion(request: Request) -> Response:
     """Continue prompts, steered as the request says."""

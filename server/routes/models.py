@@ -1,12 +1,14 @@
 """GET /v1/models: the model, and the model with each profile that fits it."""
 
 import time
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from typing_extensions import TypedDict
 
+from server.routes import documented
 from server.service import Service, service_of
 from server.steering_option import asked_in_string
 from steering.errors import InvalidRequest, ModelNotFound
@@ -14,9 +16,25 @@ from vector_store.manifest import incompatibility
 
 router = APIRouter()
 STARTED = int(time.time())
+MODELS, MODEL = "/v1/models", "/v1/models/{model_id}"
 
 
-@router.get("/v1/models")
+class Model(TypedDict):
+    """parent: of a model with a profile, the model alone."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: Literal["grainserve"]
+    parent: NotRequired[str]
+
+
+class Models(TypedDict):
+    object: Literal["list"]
+    data: list[Model]
+
+
+@router.get(MODELS, response_model=None, responses=documented.answer_of(MODELS, Models, method="get"))
 async def list_models(request: Request) -> dict[str, Any]:
     service = service_of(request)
     name = service.translator.served.name
@@ -25,7 +43,11 @@ async def list_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [described(name, None), *steered]}
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get(
+    "/v1/models/{model_id:path}",
+    response_model=None,
+    responses=documented.answer_of(MODEL, Model, method="get"),
+)
 async def retrieve_model(request: Request, model_id: str) -> dict[str, Any]:
     """Describe the model under its name, or under its name and any steering that works."""
     service = service_of(request)

@@ -1,23 +1,63 @@
 """GET /v1/steering/profiles: what a request can be steered with."""
 
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from typing_extensions import TypedDict
 
+from server.routes import documented
 from server.service import Service, service_of
 from server.steering_syntax import parse_profile
 from steering.errors import InvalidSteering, ProfileNotFound
-from steering.types import ModelIdentity
+from steering.types import ModelIdentity, Positions, Tokens
 from vector_store.manifest import Manifest, incompatibility
 from vector_store.store import ProfileEntry
 
 router = APIRouter()
 KIND = "steering.profile"
+PROFILES, PROFILE = "/v1/steering/profiles", "/v1/steering/profiles/{name}"
 
 
-@router.get("/v1/steering/profiles")
+class Listed(TypedDict):
+    """A profile; one that cannot be read has no more than the reason. model: a name, in detail its record."""
+
+    object: Literal["steering.profile"]
+    name: str
+    version: int | None
+    digest: str | None
+    compatible: bool
+    reason: str | None
+    description: NotRequired[str]
+    layers: NotRequired[list[int]]
+    positions: NotRequired[Positions]
+    tokens: NotRequired[Tokens]
+    method: NotRequired[str]
+    model: NotRequired[str | dict[str, Any]]
+    created: NotRequired[str]
+
+
+class Profiles(TypedDict):
+    object: Literal["list"]
+    data: list[Listed]
+
+
+class Detailed(Listed):
+    """What its manifest says besides; see docs/design.md."""
+
+    versions: list[int]
+    operation: str
+    site: str
+    parameters: dict[str, Any]
+    pairs: dict[str, Any] | None
+    seed: int
+    libraries: dict[str, str]
+    calibration: dict[str, Any]
+    evidence: dict[str, Any]
+
+
+@router.get(PROFILES, response_model=None, responses=documented.answer_of(PROFILES, Profiles, method="get"))
 async def list_profiles(request: Request) -> dict[str, Any]:
     service = service_of(request)
     entries = await run_in_threadpool(service.store.entries)
@@ -25,7 +65,7 @@ async def list_profiles(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [listed(entry, identity) for entry in entries]}
 
 
-@router.get("/v1/steering/profiles/{name}")
+@router.get(PROFILE, response_model=None, responses=documented.answer_of(PROFILE, Detailed, method="get"))
 async def retrieve_profile(request: Request, name: str) -> dict[str, Any]:
     """Describe a profile, `name` or `name@version`, with its evidence and its versions."""
     return await run_in_threadpool(detailed, name, service_of(request))

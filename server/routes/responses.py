@@ -70,6 +70,8 @@ def looked_into(body: bytes, service: Service) -> tuple[ResponseRequest, ChatReq
 @router.delete(f"{PATH}/{{response_id}}", **NONE_KEPT)
 @router.post(f"{PATH}/{{response_id}}/cancel", **NONE_KEPT)
 @router.get(f"{PATH}/{{response_id}}/input_items", **NONE_KEPT)
+# Registered first, for who sends another method: of routes that share a path, the first says which there are.
+@router.api_route(f"{PATH}/{{response_id}}", methods=["GET", "DELETE"], include_in_schema=False)
 async def find_response(response_id: str) -> None:
     """Say that no response is kept."""
     raise ResponseNotKept(
