@@ -1,9 +1,10 @@
 """What all requests share: strict models, fields that say what was wanted, and tags that stay unseen."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 # Tags of the unions below; with pydantic's own for a key, they stand in its error locations, never in ours.
 TEXT, LIST, OBJECT, NUMBER = "<text>", "<list>", "<object>", "<number>"
@@ -28,15 +29,30 @@ def one_of_kinds(wanted: str) -> Discriminator:
     return Discriminator(kind_of, custom_error_type="invalid_type", custom_error_message=f"must be {wanted}")
 
 
-def only(*inert: Any, because: str = "not supported by this server; leave it out") -> AfterValidator:
-    """Accept a field that OpenAI documents and this server does not do only where it asks for nothing."""
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Accepts a field that OpenAI documents and this server does not do only where it asks for nothing."""
 
-    def refuse_others(value: Any) -> Any:
-        if any(type(value) is type(allowed) and value == allowed for allowed in inert):
+    inert: tuple[Any, ...]
+    because: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.refuse_others, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        handler(schema)  # leaves the field out where it is to be left out
+        return {"enum": list(self.inert)}
+
+    def refuse_others(self, value: Any) -> Any:
+        if any(type(value) is type(allowed) and value == allowed for allowed in self.inert):
             return value
-        raise PydanticCustomError("unsupported_parameter", because)
+        raise PydanticCustomError("unsupported_parameter", self.because)
 
-    return AfterValidator(refuse_others)
+
+def only(*inert: Any, because: str = "not supported by this server; leave it out") -> Only:
+    return Only(inert, because)
 
 
 class Wire(BaseModel):

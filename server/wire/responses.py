@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from server.wire.base import OBJECT, SCHEMA, SEEDS, TEXT, Wire, one_of_kinds, only
+from server.wire.base import OBJECT, SCHEMA, SEEDS, TEXT, Only, Wire, one_of_kinds, only
 from server.wire.limits import Identifier, Metadata, TemplateArguments, User
 from server.wire.response_input import Input
 from server.wire.sampling import SamplingFields
@@ -38,7 +38,7 @@ Included = Literal[
 STATELESS = only(None, because="this server keeps no state; send the whole conversation as input")
 
 
-def instead(told: str) -> AfterValidator:
+def instead(told: str) -> Only:
     """Refuse a field of chat completions, and say where a response has it."""
     return only(None, because=f"a field of chat completions; {told}")
 
