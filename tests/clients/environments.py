@@ -22,8 +22,9 @@ def python_of(name: str) -> Path:
     return found
 
 
-def run_python(name: str, *arguments: str, **variables: str) -> str:
-    return output([str(python_of(name)), *arguments], HERE, variables)
+def run_python(name: str, folder: Path, *arguments: str, **variables: str) -> str:
+    """Return what the client's interpreter prints; whatever it leaves behind lies in the folder."""
+    return output([str(python_of(name)), *arguments], folder, variables)
 
 
 def run_node(script: str, folder: Path, *arguments: str) -> str:

@@ -39,19 +39,28 @@ def test_a_client_for_node_works(server: Running, tmp_path: Path, script: str) -
     assert run_node(script, tmp_path, server.url) == "done\n"
 
 
-def test_litellm_works(server: Running) -> None:
-    run_python("litellm", str(HERE / "with_litellm.py"), server.url, LITELLM_LOCAL_MODEL_COST_MAP="True")
+def test_litellm_works(server: Running, tmp_path: Path) -> None:
+    run_python(
+        "litellm", tmp_path, str(HERE / "with_litellm.py"), server.url, LITELLM_LOCAL_MODEL_COST_MAP="True"
+    )
 
 
-def test_llama_index_works(server: Running) -> None:
-    run_python("llama-index", str(HERE / "with_llama_index.py"), server.url)
+def test_llama_index_works(server: Running, tmp_path: Path) -> None:
+    run_python("llama-index", tmp_path, str(HERE / "with_llama_index.py"), server.url)
 
 
-def test_langchains_own_tests_pass(server: Running) -> None:
+def test_langchains_own_tests_pass(server: Running, tmp_path: Path) -> None:
     options = ["-c", "/dev/null", "--noconftest", "-p", "no:cacheprovider", "--benchmark-skip", "-q"]
     loops = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session"]
     told = run_python(
-        "langchain", "-m", "pytest", *options, *loops, str(HERE / "with_langchain.py"), SERVER=server.url
+        "langchain",
+        tmp_path,
+        "-m",
+        "pytest",
+        *options,
+        *loops,
+        str(HERE / "with_langchain.py"),
+        SERVER=server.url,
     )
     assert "44 passed" in told
 
@@ -73,6 +82,7 @@ def test_lm_eval_measures_by_probabilities_and_by_text(server: Running, tmp_path
     }
     run_python(
         "lm-eval",
+        tmp_path,
         "-m",
         "lm_eval",
         "--model=local-completions",

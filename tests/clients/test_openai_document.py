@@ -136,5 +136,5 @@ def test_openai_describes_every_answer(server: Running, tmp_path: Path) -> None:
     assert len(given) > 200
     (tmp_path / "answers.json").write_text(json.dumps(given), "utf-8")
     script = str(HERE / "with_openai_document.py")
-    complaints = run_python("document", script, str(DOCUMENT), str(tmp_path / "answers.json"))
+    complaints = run_python("document", tmp_path, script, str(DOCUMENT), str(tmp_path / "answers.json"))
     assert not complaints, complaints
