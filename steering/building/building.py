@@ -149,7 +149,8 @@ def build_vectors(
         controls = {name: deltas_at(found.chosen.setting, each, norms) for name, each in vectors.items()}
         evaluation = evaluate(deltas, bench.test, options.seed, progress, controls=controls)
         evidence = headline(evaluation, bench.metric, bench.direction)
-        details = report(evaluation, bench.metric, bench.direction, list(bench.prompts), found)
+        asked = split.test if metric is None else ()
+        details = report(evaluation, bench.metric, bench.direction, list(bench.prompts), found, asked)
     calibration = describe(found, norms, len(split.dev), bench.metric, options.bound)
     used = {"used": len(pairs.pairs), "left_out": [asdict(left) for left in pairs.left_out]}
     details = {"pairs": used, **details}

@@ -9,10 +9,12 @@ from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader
 
+from steering.building.bounds_told import told_bound, told_break
 from steering.building.highlighting import AGAINST, TOWARDS, highlighted, scored_answers
 from steering.building.overlay import overlay
 from steering.building.pictured import picture_of
 from steering.building.reporting import shortcomings
+from steering.building.side_by_side import side_by_side
 
 Record = Mapping[str, Any]
 
@@ -104,7 +106,8 @@ def report_page(manifest: Record, report: Record, pictures: Mapping[str, bytes])
             samples=[side_by_side(sample) for sample in report.get("samples", [])],
             trial_columns=trial_columns(report.get("calibration", [])),
             trials=trial_rows(manifest, report.get("calibration", [])),
-            facts=[*facts(manifest), *pair_facts(report.get("pairs", {}))],
+            bound=told_bound(manifest.get("calibration", {})),
+            facts=[*facts(manifest), *pair_facts(report.get("pairs", {}), manifest.get("pairs") or {})],
             unshown=sorted(report.keys() - SHOWN),
         )
     )
@@ -202,11 +205,6 @@ def overlay_address(image: Record | None) -> str | None:
     return f"data:image/png;base64,{b64encode(drawn).decode()}" if drawn else None
 
 
-def side_by_side(sample: Record) -> dict[str, Any]:
-    answers = [(name, answer) for name, answer in sample.items() if name != "prompt"]
-    return {"prompt": sample["prompt"], "answers": answers}
-
-
 def trial_columns(trials: Sequence[Record]) -> list[str]:
     """Return what the trials measured, in their own order."""
     return [key for key in (trials[0] if trials else {}) if key not in ("layers", "admitted")]
@@ -219,6 +217,7 @@ def trial_rows(manifest: Record, trials: Sequence[Record]) -> list[dict[str, Any
             "blocks": "+".join(map(str, trial["layers"])),
             "values": [trial.get(column) for column in trial_columns(trials)],
             "admitted": trial["admitted"],
+            "within": told_break(trial, manifest.get("calibration", {})),
             "chosen": (list(trial["layers"]), trial["dose"]) == chosen,
         }
         for trial in trials
@@ -243,10 +242,14 @@ def facts(manifest: Record) -> Iterator[tuple[str, str]]:
     yield "created", manifest.get("created", "")
 
 
-def pair_facts(pairs: Record) -> Iterator[tuple[str, str]]:
-    """Yield how many pairs of the file were used, and which were not and why."""
+def pair_facts(pairs: Record, built: Record) -> Iterator[tuple[str, str]]:
+    """Yield how many pairs of the file were used and for what, and which were not and why.
+
+    built: of the manifest, whose count is of those that the directions come from.
+    """
     if "used" in pairs:
-        yield "pairs used", str(pairs["used"])
+        parts = f"; directions were found on {built['count']}, the rest held out" if built else ""
+        yield "pairs used", f"{pairs['used']}{parts}"
     if left_out := pairs.get("left_out"):
         yield "pairs left out", "; ".join(f"line {left['line']} ({left['reason']})" for left in left_out)
 

@@ -1,6 +1,6 @@
 """The evidence as JSON: the whole report, and the headline that goes into the manifest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
@@ -9,6 +9,8 @@ from steering.building.calibration import Calibration
 from steering.building.damage import accuracy_change
 from steering.building.evaluation import ENOUGH_DIRECTIONS, ENOUGH_ITEMS, Evaluation, Interval
 from steering.building.measuring import Fluency, Outcome
+from steering.building.pairs import Pair
+from steering.building.pictured import urls_of
 
 SAMPLES = 6
 
@@ -83,14 +85,18 @@ def report(
     direction: int,
     prompts: list[str],
     calibration: Calibration | None = None,
+    pairs: Sequence[Pair] = (),
 ) -> dict[str, Any]:
-    """Return headline, dose-response, controls, random directions, samples, and a calibration's trials."""
+    """Return headline, dose-response, controls, random directions, samples, and a calibration's trials.
+
+    pairs: whose prompts they are, where they are of pairs.
+    """
     return {
         "headline": headline(evaluation, metric, direction),
         "dose_response": dose_response(evaluation, direction),
         "controls": {name: told_control(evaluation, name, direction) for name in evaluation.controls},
         "random_scores": [rounded(direction * outcome.score) for outcome in evaluation.random],
-        "samples": samples(evaluation, prompts),
+        "samples": samples(evaluation, prompts, pairs),
         "calibration": trials(calibration) if calibration is not None else [],
     }
 
@@ -134,16 +140,23 @@ def against_unsteered(evaluation: Evaluation, strength: float) -> dict[str, Any]
     return found
 
 
-def samples(evaluation: Evaluation, prompts: list[str]) -> list[dict[str, str]]:
-    """Return the first items' answers side by side."""
+def samples(evaluation: Evaluation, prompts: list[str], pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Return the first items' answers side by side, with their pairs' images and answers."""
     return [
         {
             "prompt": prompt,
+            **(told_pair(pairs[item]) if pairs else {}),
             "unsteered": evaluation.unsteered.answers[item],
             **{f"strength {s:+g}": outcome.answers[item] for s, outcome in evaluation.by_strength.items()},
         }
         for item, prompt in enumerate(prompts[:SAMPLES])
     ]
+
+
+def told_pair(pair: Pair) -> dict[str, Any]:
+    images = urls_of(pair.messages)
+    answers = {"preferred": pair.preferred, "dispreferred": pair.dispreferred}
+    return {"images": images, **answers} if images else answers
 
 
 def trials(calibration: Calibration) -> list[dict[str, Any]]:

@@ -2,12 +2,15 @@
 
 import json
 import re
+from base64 import b64encode
 from copy import deepcopy
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from steering.building.report_page import report_page, shaded
 from steering.building.reporting import shortcomings
@@ -149,6 +152,61 @@ def test_the_chosen_setting_stands_out_in_its_table(manifest: Any, report: Any) 
     rows = re.findall(r'<tr class="(.*?)"><td>(.*?)</td>\s*<td>(.*?)</td>', report_page(manifest, report, {}))
     assert [row[1:] for row in rows if row[0] == "chosen"] == [("12", "0.2")]
     assert [row[1] for row in rows if row[0] == "broken"] == ["15", "15"]
+
+
+def test_a_setting_that_broke_the_bound_says_which_part_of_it(manifest: Any, report: Any) -> None:
+    manifest["calibration"] |= {
+        "bound": {
+            "log_probability": 0.6,
+            "distinct_2": 0.9,
+            "loss": 0.05,
+            "accuracy": 0.02,
+            "loss_nats": 0.02,
+        },
+        "unsteered": {"log_probability": -1.0, "distinct_2": 0.9, "loss": 0.1, "accuracy": 0.6},
+    }
+    kept = {"log_probability": -1.5, "distinct_2": 0.9, "loss": 0.119, "accuracy": 0.58, "admitted": False}
+    costs = [
+        {},
+        {"log_probability": -1.7},
+        {"distinct_2": 0.8},
+        {"loss": 0.121, "accuracy": 0.57},
+        {"admitted": True},
+    ]
+    [trial, *_] = report["calibration"]
+    report["calibration"] = [{**trial, **kept, **cost} for cost in costs]
+    page = report_page(manifest, report, {})
+    assert re.findall(r"<td>((?:yes|no).*?)</td>", page) == [
+        "no",
+        "no: answers&#39; log-probability",
+        "no: distinct word pairs",
+        "no: neutral loss, accuracy",
+        "yes",
+    ]
+    assert "up by at most 5%, or 0.02 nats per token where that is more" in page
+
+
+def test_a_pictured_prompt_stands_with_its_image_and_what_was_expected(manifest: Any, report: Any) -> None:
+    file = BytesIO()
+    Image.new("RGB", (8, 8), "red").save(file, "PNG")
+    url = f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+    told = {"images": [url], "preferred": "a red square", "dispreferred": "a blue star"}
+    answers = {"unsteered": "u", "strength -2": "a", "strength +1": "c", "strength +0.5": "b"}
+    report["samples"] = [{"prompt": "what?", **told, **answers}]
+    page = report_page(manifest, report, {})
+    [image] = [found for tag, found in Markup(page).elements if tag == "img"]
+    assert (image["src"] or "").startswith("data:image/png;base64,")
+    assert "preferred: a red square" in page
+    assert "dispreferred: a blue star" in page
+    names = re.findall(r"<b>((?:strength|unsteered).*?)</b>", page)
+    assert names == ["strength -2", "unsteered", "strength +0.5", "strength +1"]
+
+
+def test_the_page_says_what_each_count_of_pairs_counts(manifest: Any, report: Any) -> None:
+    report["pairs"], manifest["pairs"]["count"] = {"used": 58, "left_out": []}, 29
+    text = Markup(report_page(manifest, report, {})).text
+    assert "from 29 preference pairs" in text
+    assert "58; directions were found on 29, the rest held out" in text
 
 
 def test_nothing_is_fetched_and_nothing_runs(manifest: Any, report: Any) -> None:
