@@ -48,8 +48,8 @@ def max_tokens_of(
     verb = "are" if prompt.endswith("s") else "is"
     if room < (0 if asked == 0 else 1):
         raise ContextLengthExceeded(
-            f"the {prompt} {verb} {prompt_tokens} tokens, but this model's context is {context_length}, "
-            f"the completion included; shorten the {prompt}",
+            f"the {prompt} {verb} {prompt_tokens} tokens, but this model's context is "
+            f"{context_length} tokens, the completion included; shorten the {prompt}",
             prompt,
         )
     if asked is None:
