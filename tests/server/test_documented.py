@@ -1,5 +1,7 @@
 """What /openapi.json says of answers: they have that shape, and no more than that."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,3 +78,20 @@ def test_a_field_that_may_only_be_absent_is_documented_so(server: Running) -> No
     body = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert body["properties"]["audio"]["enum"] == [None]
     assert body["properties"]["modalities"]["enum"] == [None, ["text"]]
+
+
+@pytest.mark.parametrize(
+    ("title", "path"),
+    [
+        ("Chat completions", "/v1/chat/completions"),
+        ("Completions", "/v1/completions"),
+        ("Responses", "/v1/responses"),
+    ],
+)
+def test_the_page_on_the_api_has_every_parameter(server: Running, title: str, path: str) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text("utf-8")
+    table = page.partition(f"\n## {title}\n")[2].partition("\n#")[0]
+    cells = re.findall(r"^\| (`[^|]*) \|", table, re.MULTILINE)
+    operation = server.client.get("/openapi.json").json()["paths"][path]["post"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} == set(body["properties"])
