@@ -49,20 +49,15 @@ def test_llama_index_works(server: Running, tmp_path: Path) -> None:
     run_python("llama-index", tmp_path, str(HERE / "with_llama_index.py"), server.url)
 
 
-def test_langchains_own_tests_pass(server: Running, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("api", "passed"), [({}, 44), ({"RESPONSES": "1"}, 42)])
+def test_langchains_own_tests_pass(server: Running, tmp_path: Path, api: dict[str, str], passed: int) -> None:
     options = ["-c", "/dev/null", "--noconftest", "-p", "no:cacheprovider", "--benchmark-skip", "-q"]
     loops = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session"]
+    script = str(HERE / "with_langchain.py")
     told = run_python(
-        "langchain",
-        tmp_path,
-        "-m",
-        "pytest",
-        *options,
-        *loops,
-        str(HERE / "with_langchain.py"),
-        SERVER=server.url,
+        "langchain", tmp_path, "-m", "pytest", *options, *loops, script, SERVER=server.url, **api
     )
-    assert "44 passed" in told
+    assert f"{passed} passed" in told
 
 
 def test_lm_eval_measures_by_probabilities_and_by_text(server: Running, tmp_path: Path) -> None:

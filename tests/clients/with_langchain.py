@@ -1,4 +1,4 @@
-"""LangChain's standard tests of chat models: SERVER=http://... pytest with_langchain.py."""
+"""LangChain's standard tests of chat models: SERVER=http://... [RESPONSES=1] pytest with_langchain.py."""
 
 import os
 from typing import Any
@@ -10,6 +10,8 @@ from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 MODEL = os.environ.get("SERVED_MODEL", "scripted")
+RESPONDS = "RESPONSES" in os.environ
+chatting = pytest.mark.skipif(RESPONDS, reason="responses tell it otherwise")
 PARAMETERS = {
     "base_url": f"{os.environ['SERVER']}/v1",
     "api_key": "any",
@@ -18,6 +20,7 @@ PARAMETERS = {
     "max_retries": 0,
     "max_tokens": 400,
     "stream_usage": True,
+    "use_responses_api": RESPONDS,
 }
 
 
@@ -48,12 +51,14 @@ def chat() -> ChatOpenAI:
     return ChatOpenAI(**PARAMETERS, extra_body={"steering": {"profile": "cheerful", "strength": 0.5}})
 
 
+@chatting
 def test_steering_goes_through_extra_body(chat: ChatOpenAI) -> None:
     answer = chat.invoke("hello")
     assert isinstance(answer, AIMessage)
     assert answer.content == "cheerful*0.5: hello"
 
 
+@chatting
 def test_log_probabilities_arrive(chat: ChatOpenAI) -> None:
     answer = chat.bind(logprobs=True, top_logprobs=2).invoke("hello")
     told = answer.response_metadata["logprobs"]["content"]
