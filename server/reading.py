@@ -1,6 +1,7 @@
 """From a request's bytes to its model: content type, JSON, fields, and nothing said twice."""
 
 import json
+import math
 from collections import Counter
 from typing import TypeVar
 
@@ -40,8 +41,16 @@ def parsed(body: bytes, model: type[Body]) -> Body:
         request = model.model_validate_json(body)
     except ValidationError as error:
         raise BodyRefused(error, model) from None
-    json.loads(body, object_pairs_hook=refuse_repeats)
+    json.loads(body, object_pairs_hook=refuse_repeats, parse_float=finite, parse_constant=finite)
     return request
+
+
+def finite(number: str) -> float:
+    """Return the number, or refuse what JSON knows no word for, wherever it stands."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise InvalidRequest(f"{quoted(number)} is no finite number")
+    return value
 
 
 def refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:

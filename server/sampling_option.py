@@ -1,12 +1,13 @@
 """From the fields of a request to how its tokens are chosen."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from server.engine.protocol import ModelCard, SamplingParams
 from server.wire.sampling import SamplingFields
 from steering.errors import ContextLengthExceeded, InvalidRequest
+from steering.types import SteeringPlan
 
 LEAST_TOP_P = 1e-6  # a top_p of 0 asks for the likeliest token, not for none
 
@@ -45,10 +46,9 @@ def max_tokens_of(
     holds the prompt.
     """
     room = context_length - prompt_tokens
-    verb = "are" if prompt.endswith("s") else "is"
     if room < (0 if asked == 0 else 1):
         raise ContextLengthExceeded(
-            f"the {prompt} {verb} {prompt_tokens} tokens, but this model's context is "
+            f"there are {prompt_tokens} tokens in the {prompt}, but this model's context is "
             f"{context_length} tokens, the completion included; shorten the {prompt}",
             prompt,
         )
@@ -56,7 +56,7 @@ def max_tokens_of(
         return room
     if asked > room:
         raise ContextLengthExceeded(
-            f"the {prompt} {verb} {prompt_tokens} tokens and {field} is {asked}, together "
+            f"there are {prompt_tokens} tokens in the {prompt}, and {field} is {asked}, together "
             f"{prompt_tokens + asked}, but this model's context is {context_length} tokens; "
             f"{field} can be {room} at most here",
             field,
@@ -88,6 +88,11 @@ def check_tokens(tokens: Mapping[int, object], vocabulary_size: int, param: str)
             raise InvalidRequest(
                 f"{str(token)[:40]} is no token of this model; ids go from 0 to {vocabulary_size - 1}", param
             )
+
+
+def seeded_apart(sampling: SamplingParams, plans: Sequence[SteeringPlan]) -> list[SamplingParams]:
+    """Return each choice's sampling: choices of one steering differ by seed, those of a sweep by strength."""
+    return [reseeded(sampling, index) if plan is plans[0] else sampling for index, plan in enumerate(plans)]
 
 
 def reseeded(sampling: SamplingParams, index: int) -> SamplingParams:

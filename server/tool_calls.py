@@ -1,12 +1,18 @@
 """Calls in what a model writes: readers that take text as it comes and part words from calls."""
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+DECODER = json.JSONDecoder()
+# A call as far as its arguments, in the order of its schema.
+BEGUN = re.compile(
+    r'\s*\{\s*"name"\s*:\s*(?P<name>"[A-Za-z0-9_-]+")\s*,\s*"arguments"\s*:\s*(?P<arguments>.*)', re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +123,18 @@ class WholeReader:
 
 
 class RequiredReader(WholeReader):
-    """All is one call, kept to its shape; one that was cut off stays words."""
+    """All is one call, kept to its shape; one that was cut off is as much of a call as there is."""
 
     def __init__(self) -> None:
         super().__init__(Calls())
+
+    def end(self) -> Iterator[Read]:
+        read = self._calls.read(self._held)
+        begun = BEGUN.match(self._held)
+        if read is not None:
+            yield from read
+        elif begun:
+            yield Called(0, begun["arguments"], json.loads(begun["name"]), new_id())
 
 
 class BareReader(WholeReader):
@@ -202,27 +216,61 @@ def called(text: str) -> list[tuple[str, str]]:
     """Return the names and arguments of the calls that the text is, none where it is anything else."""
     try:
         value = json.loads(text)
+        calls = elements(text.strip()) if isinstance(value, list) else [text.strip()]
+        read = [call_of(call) for call in calls]
     except (ValueError, RecursionError):
         return []
-    calls = value if isinstance(value, list) else [value]
-    read = [call_of(call) for call in calls]
     return [call for call in read if call is not None] if all(read) else []
 
 
-def call_of(call: Any) -> tuple[str, str] | None:
-    """Return name and arguments of a call in one of the shapes that models write."""
-    if not isinstance(call, dict):
+def call_of(text: str) -> tuple[str, str] | None:
+    """Return name and arguments, as they were written, of a call in one of the shapes that models write."""
+    if not text.startswith("{"):
         return None
-    name = call.get("name")
-    arguments = call.get("arguments", call.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return None
-    if not isinstance(name, str) or not isinstance(arguments, dict):
+    parts = members(text)
+    name = json.loads(parts.get("name", "null"))
+    arguments = parts.get("arguments", parts.get("parameters", "{}"))
+    value = json.loads(arguments)
+    if isinstance(value, str):
+        arguments, value = value, json.loads(value)
+    if not isinstance(name, str) or not isinstance(value, dict):
         return None
-    return name, json.dumps(arguments, ensure_ascii=False)
+    return name, arguments
+
+
+def members(text: str) -> dict[str, str]:
+    """Return the members of a JSON object, each value as it is written."""
+    found: dict[str, str] = {}
+    place = past_space(text, 1)
+    while text[place] != "}":
+        key, place = DECODER.raw_decode(text, place)
+        value = past_space(text, past_space(text, place) + 1)
+        _, place = DECODER.raw_decode(text, value)
+        found[key] = text[value:place]
+        place = past_comma(text, place)
+    return found
+
+
+def elements(text: str) -> list[str]:
+    """Return the elements of a JSON array, each as it is written."""
+    found: list[str] = []
+    place = past_space(text, 1)
+    while text[place] != "]":
+        _, end = DECODER.raw_decode(text, place)
+        found.append(text[place:end])
+        place = past_comma(text, end)
+    return found
+
+
+def past_space(text: str, place: int) -> int:
+    while text[place] in " \t\n\r":
+        place += 1
+    return place
+
+
+def past_comma(text: str, place: int) -> int:
+    place = past_space(text, place)
+    return past_space(text, place + 1) if text[place] == "," else place
 
 
 def new_id() -> str:

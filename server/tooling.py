@@ -20,9 +20,13 @@ from server.wire.chat import ChatRequest
 from server.wire.structure import Function, NamedTool
 from steering.errors import InvalidRequest
 from steering.picturing import Pictured
+from vector_store.names import quoted
 
 PROBE = {"type": "function", "function": {"name": "grain_probe", "parameters": {"type": "object"}}}
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
+# In a JSON schema: what holds values, not schemas, and what holds schemas by names.
+VALUES = frozenset({"const", "enum", "default", "examples"})
+PARTS = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 INSTRUCTIONS = f"""You can call these functions, each described by a JSON schema:
 {{functions}}
 To call one, write a line {OPEN}{{{{"name": "...", "arguments": {{{{...}}}}}}}}{CLOSE} and nothing after it. \
@@ -119,7 +123,7 @@ def tooling_of(request: ChatRequest, format: ToolFormat) -> Tooling | None:  # n
         if choice not in (None, "none", "auto"):
             raise InvalidRequest("tool_choice asks for a call, but there are no tools", "tool_choice")
         return None
-    refuse_repeated(functions)
+    refuse_bad(functions)
     if choice == "none":
         return None
     named = isinstance(choice, NamedTool)
@@ -129,16 +133,24 @@ def tooling_of(request: ChatRequest, format: ToolFormat) -> Tooling | None:  # n
     return Tooling(functions, wanted, named, request.parallel_tool_calls is not False, format)
 
 
-def refuse_repeated(functions: Sequence[Function]) -> None:
+def refuse_bad(functions: Sequence[Function]) -> None:
+    """Refuse functions of one name, and arguments that are no object."""
     seen: set[str] = set()
     for number, function in enumerate(functions):
+        kind = (function.parameters or {}).get("type", "object")
+        if kind != "object":
+            raise InvalidRequest(
+                f"a function's arguments are an object; the schema's type is {quoted(str(kind))}",
+                f"tools[{number}].function.parameters",
+            )
         if function.name in seen:
             raise InvalidRequest(f"two tools are named '{function.name}'", f"tools[{number}].function.name")
         seen.add(function.name)
 
 
 def parameters_of(function: Function) -> dict[str, Any]:
-    return function.parameters if function.parameters is not None else NO_PARAMETERS
+    """Return the schema of a function's arguments, which are an object."""
+    return NO_PARAMETERS if function.parameters is None else {"type": "object", **function.parameters}
 
 
 def call_schema(number: int, function: Function) -> dict[str, Any]:
@@ -155,18 +167,23 @@ def call_schema(number: int, function: Function) -> dict[str, Any]:
     }
 
 
-def moved(schema: Any, place: str) -> Any:
-    """Return a schema whose references count from where it stands now."""
+def moved(schema: Any, place: str, named: bool = False) -> Any:
+    """Return a schema whose references count from where it stands now; named: its keys are names of parts."""
     if isinstance(schema, list):
         return [moved(each, place) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    return {
-        key: place + value[1:]
-        if key == "$ref" and isinstance(value, str) and value.startswith("#")
-        else moved(value, place)
-        for key, value in schema.items()
-    }
+    return {key: moved_member(key, value, place, named) for key, value in schema.items()}
+
+
+def moved_member(key: str, value: Any, place: str, named: bool) -> Any:
+    if named:
+        return moved(value, place)
+    if key in VALUES:
+        return value
+    if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/")):
+        return place + value[1:]
+    return moved(value, place, named=key in PARTS)
 
 
 def call_in_words(message: dict[str, Any]) -> dict[str, Any]:

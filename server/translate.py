@@ -19,7 +19,7 @@ from server.prompts import (
     refuse_many,
 )
 from server.run import Run
-from server.sampling_option import max_tokens_of, reseeded, sampling_of
+from server.sampling_option import max_tokens_of, sampling_of, seeded_apart
 from server.steering_option import (
     Resolver,
     agreed_plan,
@@ -95,10 +95,8 @@ class Translator:
         )
         continues = bool(request.continue_final_message)
         jobs = tuple(
-            GenerationJob(
-                f"{run_id}-{index}", prompt, reseeded(sampling, index), plan, inputs, run_id, continues
-            )
-            for index, plan in enumerate(plans)
+            GenerationJob(f"{run_id}-{index}", prompt, each, plan, inputs, run_id, continues)
+            for index, (plan, each) in enumerate(zip(plans, seeded_apart(sampling, plans), strict=True))
         )
         return Run(
             id=run_id,
@@ -145,8 +143,11 @@ class Translator:
             schema, place = asked.json_schema.schema_, "response_format.json_schema.schema"
         if schema is None:
             return None
-        if request.ignore_eos:
-            raise InvalidRequest("an answer of a given shape ends where the shape does", "ignore_eos")
+        for field in ("ignore_eos", "stop", "stop_token_ids", "continue_final_message"):
+            if getattr(request, field):
+                raise InvalidRequest(
+                    f"an answer of a given shape begins and ends where that does; leave {field} out", field
+                )
         return self.grammars.of_schema(schema, place)
 
     def _check_size(self, request: ChatRequest) -> None:

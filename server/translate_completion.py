@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from server.engine.protocol import GenerationJob, SamplingParams
 from server.prompt_tokens import Echo, PromptReader, TokenPrompt, placed
 from server.run import Run
-from server.sampling_option import max_tokens_of, reseeded, sampling_of
+from server.sampling_option import max_tokens_of, sampling_of, seeded_apart
 from server.translate import Translator, refuse_stream_options, refuse_without_images, streamed_usage
 from server.wire.completions import CompletionRequest
 from steering.errors import InvalidRequest
@@ -73,13 +73,14 @@ def jobs_of(
     common = sampling_of(request, 0, translator.card, logprobs=request.logprobs)
     for number, prompt in enumerate(prompts):
         sampling = sampling_for(common, request, prompt, translator.card.context_length)
-        for index, plan in enumerate(plans):
+        choices = zip(plans, seeded_apart(sampling, plans), strict=True)
+        for index, (plan, each) in enumerate(choices):
             job_id = f"{run_id}-{number * len(plans) + index}"
             siblings = f"{run_id}-prompt-{number}"
             yield GenerationJob(
                 job_id,
                 prompt.tokens,
-                reseeded(sampling, index),
+                each,
                 plan,
                 siblings=siblings,
                 continues=True,

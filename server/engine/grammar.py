@@ -3,7 +3,8 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from steering.errors import InvalidRequest
 
 # White space that JSON may have between its parts: enough to indent, too little to idle in.
 WHITE_SPACE = r"[ \n\t]{0,12}"
+# oneOf is read as anyOf: the alternatives of real schemas exclude each other.
+OPTIONS: Any = {"whitespace_pattern": WHITE_SPACE, "coerce_one_of": True}
+MOST_EXACT = 2**53  # beyond it neighbouring integers are one number to many readers of JSON
 MOST_SCHEMA_BYTES = 128 * 1024
 MOST_SCHEMA_DEPTH = 48
 REMEMBERED = 64
@@ -29,8 +33,9 @@ class UnsupportedSchema(InvalidRequest):
 class Matcher:
     """Follows one answer through its grammar, token by token; the end tokens may come where it may end."""
 
-    def __init__(self, matcher: LLMatcher, end_tokens: Sequence[int]) -> None:
+    def __init__(self, matcher: LLMatcher, end_tokens: Sequence[int], place: str) -> None:
         self._matcher = matcher
+        self._place = place
         self._end_tokens = list(end_tokens)
 
     @property
@@ -52,20 +57,26 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise UnsupportedSchema("the JSON schema takes more work than this server does; simplify it")
+            raise UnsupportedSchema(
+                "the JSON schema takes more work than this server does; simplify it", self._place
+            )
 
 
+@dataclass(frozen=True, slots=True)
 class Grammar:
-    """What an answer must match: a JSON schema, checked and compiled; `schema` is for other engines."""
+    """What an answer must match: a JSON schema, checked and compiled.
 
-    def __init__(self, schema: str, compiled: LLMatcher, end_tokens: Sequence[int]) -> None:
-        self.schema = schema
-        self._compiled = compiled
-        self._end_tokens = end_tokens
+    schema: for other engines. place: where in the request it stands.
+    """
+
+    schema: str
+    compiled: LLMatcher = field(compare=False, repr=False)
+    end_tokens: Sequence[int] = field(compare=False, repr=False)
+    place: str = field(compare=False)
 
     def matcher(self) -> Matcher:
         """Return a matcher at the beginning of an answer."""
-        return Matcher(self._compiled.deep_copy(), self._end_tokens)
+        return Matcher(self.compiled.deep_copy(), self.end_tokens, self.place)
 
 
 class Grammars:
@@ -79,12 +90,13 @@ class Grammars:
         self._vocabulary_size = vocabulary_size
         self._end_tokens = list(end_tokens)
         self._prepared: LLTokenizer | None = None
-        self._known: OrderedDict[str, Grammar] = OrderedDict()
+        self._known: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def of_schema(self, schema: Mapping[str, Any], place: str) -> Grammar:
         """Return the grammar of a JSON schema; raises UnsupportedSchema on `place`."""
         text = json.dumps(schema)
+        refuse_inexact(schema, place)
         if len(text) > MOST_SCHEMA_BYTES or deeper(schema, MOST_SCHEMA_DEPTH):
             raise UnsupportedSchema(
                 f"the schema is too large: the most is {MOST_SCHEMA_BYTES} bytes, {MOST_SCHEMA_DEPTH} levels",
@@ -96,17 +108,17 @@ class Grammars:
             self._known.move_to_end(text)
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
-            return self._known[text]
+            return Grammar(text, self._known[text], self._end_tokens, place)
 
-    def _compile(self, text: str, place: str) -> Grammar:
+    def _compile(self, text: str, place: str) -> LLMatcher:
         if self._prepared is None:
             self._prepared = self._prepare(place)
-        written = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": WHITE_SPACE})
+        written = LLMatcher.grammar_from_json_schema(text, overrides=OPTIONS)
         compiled = LLMatcher(self._prepared, written, log_level=0)
         error = tried(compiled.deep_copy())
         if error:
             raise UnsupportedSchema(f"the schema cannot be followed: {told(error)}", place)
-        return Grammar(text, compiled, self._end_tokens)
+        return compiled
 
     def _prepare(self, place: str) -> LLTokenizer:
         try:
@@ -127,12 +139,24 @@ def tried(matcher: LLMatcher) -> str:
 
 
 def told(error: str) -> str:
-    """Return the first line of what is wrong with a schema, cut to what an answer may quote."""
-    return error.strip().partition("\n")[0][:300]
+    """Return what is wrong with a schema, without the state of a parser, cut to what an answer may quote."""
+    return " ".join(error.partition("<state>")[0].split())[:300]
+
+
+def refuse_inexact(schema: Any, place: str) -> None:
+    if isinstance(schema, int) and abs(schema) > MOST_EXACT:
+        raise UnsupportedSchema(
+            f"{schema} cannot be kept to exactly; numbers go up to 2^53, send larger ones as strings", place
+        )
+    for child in children(schema):
+        refuse_inexact(child, place)
+
+
+def children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
 
 
 def deeper(value: Any, levels: int) -> bool:
     if levels < 0:
         return True
-    children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return any(deeper(child, levels - 1) for child in children)
+    return any(deeper(child, levels - 1) for child in children(value))

@@ -176,7 +176,7 @@ def test_tools_and_choices_are_chats(start: Start) -> None:
     running.answer(**{**flat, "tools": [nested(WEATHER), nested(CLOCK)]})
     mine, chats = running.engine.jobs[-2:]
     assert mine.prompt == chats.prompt
-    assert mine.sampling.grammar is chats.sampling.grammar
+    assert mine.sampling.grammar == chats.sampling.grammar
     answer(running, tools=[WEATHER], tool_choice="none")
     assert "weather" not in prompt_text(running.engine.jobs[-1])
 

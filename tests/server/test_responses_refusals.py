@@ -267,7 +267,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(start: Start) -
     server = start(ScriptedEngine(context_length=100))
     error = refusal(server, input="a" * 100)
     assert (error["status"], error["code"], error["param"]) == (400, "context_length_exceeded", "input")
-    assert "the input is 119 tokens" in error["message"]
+    assert "there are 119 tokens in the input" in error["message"]
     error = refusal(server, input="a" * 10_000)
     assert error["param"] == "input"
     assert "10000 characters in the input" in error["message"]

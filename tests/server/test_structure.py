@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from server.engine.scripted import ScriptedEngine
-from tests.server.running import Running
+from tests.server.running import Running, error_of
 from tests.server.test_tools import Start, prompt_text
 
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -46,11 +46,31 @@ def test_json_objects_are_asked_for_and_text_is_free(start: Start) -> None:
             "invalid_json_schema",
         ),
         ({"response_format": SHAPED, "ignore_eos": True}, "ignore_eos", "invalid_value"),
+        ({"response_format": SHAPED, "stop": ["a"]}, "stop", "invalid_value"),
+        ({"response_format": SHAPED, "stop_token_ids": [1]}, "stop_token_ids", "invalid_value"),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(server: Running, fields: Any, param: str, code: str) -> None:
     error = server.refusal(**fields)
     assert (error["status"], error["param"], error["code"]) == (400, param, code)
+
+
+@pytest.mark.parametrize("number", ["1e400", "NaN", "-Infinity"])
+def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(server: Running, number: str) -> None:
+    schema = f'{{"type": "json_schema", "json_schema": {{"name": "a", "schema": {{"const": {number}}}}}}}'
+    asked = '"model": "scripted", "messages": [{"role": "user", "content": "a"}]'
+    body = f'{{{asked}, "response_format": {schema}}}'
+    headers = {"content-type": "application/json"}
+    answer = server.client.post("/v1/chat/completions", content=body, headers=headers)
+    error = error_of(answer)
+    assert error["status"] == 400
+    assert "finite" in error["message"]
+
+
+def test_a_sweep_changes_the_strength_alone(start: Start) -> None:
+    running = start()
+    running.answer(steering={"profile": "cheerful", "strength": [0, 1, 1]}, seed=7)
+    assert [job.sampling.seed for job in running.engine.jobs] == [7, 7, 7]
 
 
 def proven(answer: dict[str, Any]) -> list[tuple[str, str]]:

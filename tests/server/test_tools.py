@@ -131,11 +131,20 @@ def test_a_required_call_is_kept_to_the_tools(start: Start) -> None:
 
 
 def test_a_call_that_was_cut_off_is_not_lost(start: Start) -> None:
-    choice = start(says('{"name": "weather", "arg')).answer(
-        tools=[WEATHER], tool_choice="required", max_tokens=12
-    )["choices"][0]
-    assert choice["message"]["content"] == '{"name": "we'
-    assert choice["finish_reason"] == "length"
+    running = start(says('{"name": "weather", "arguments": {"city": "Oslo"}}'))
+    room = len('{"name": "weather", "arguments": {"city": "')
+    cut = running.answer(tools=[WEATHER], tool_choice="required", max_tokens=room)["choices"][0]
+    assert cut["message"]["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "'}
+    assert cut["finish_reason"] == "length"
+    early = running.answer(tools=[WEATHER], tool_choice="required", max_tokens=12)["choices"][0]
+    assert (early["message"]["content"], early["finish_reason"]) == ("", "length")
+
+
+def test_arguments_are_passed_on_as_they_were_written(start: Start) -> None:
+    arguments = '{"city":  "Oslo", "day": 1.10, "far": 9e9999, "n": 12345678901234567890}'
+    text = f'{{"name": "weather", "arguments": {arguments}}}'
+    choice = start(says(text)).answer(tools=[WEATHER], tool_choice="required")["choices"][0]
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == arguments
 
 
 def test_the_model_is_told_of_the_tools_unless_none_is_wanted(start: Start) -> None:
@@ -184,6 +193,11 @@ def test_a_call_comes_back_with_what_litellm_keeps_beside_it(start: Start) -> No
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
         ({"tools": [WEATHER] * 129}, "tools"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}]},
+            "tools[0].function.parameters",
+        ),
+        ({"tools": [WEATHER], "tool_choice": "required", "stop": "a"}, "stop"),
         ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "response_format"),
     ],
 )
@@ -245,6 +259,19 @@ def test_references_in_a_tools_schema_stay_within_it() -> None:
     moved = call_schema(3, Function(name="f", parameters=parameters))["properties"]["arguments"]
     assert moved["$ref"] == "#/anyOf/3/properties/arguments/$defs/a"
     assert moved["$defs"]["a"]["items"]["$ref"] == "#/anyOf/3/properties/arguments/$defs/a"
+
+
+def test_what_only_looks_like_a_reference_stays_as_it_is() -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"const": {"$ref": "#/$defs/a"}, "b": {"const": {"$ref": "#/x"}}, "c": {"$ref": "#a"}},
+        "$defs": {"a": {"$anchor": "a", "enum": [{"$ref": "#"}]}},
+    }
+    moved = call_schema(0, Function(name="f", parameters=parameters))["properties"]["arguments"]
+    assert moved["properties"]["const"] == {"$ref": "#/anyOf/0/properties/arguments/$defs/a"}
+    assert moved["properties"]["b"] == {"const": {"$ref": "#/x"}}
+    assert moved["properties"]["c"] == {"$ref": "#a"}
+    assert moved["$defs"]["a"]["enum"] == [{"$ref": "#"}]
 
 
 def test_a_template_that_renders_tools_is_recognised(server: Running) -> None:

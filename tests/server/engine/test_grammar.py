@@ -99,7 +99,17 @@ def test_a_reference_into_a_part_of_the_schema_is_followed(tiny_model: Loader) -
 
 def test_a_schema_is_compiled_once(tiny_model: Loader) -> None:
     grammars = grammars_of(tiny_model("llama"))
-    assert grammars.of_schema(PERSON, "x") is grammars.of_schema(dict(PERSON), "y")
+    first, second = grammars.of_schema(PERSON, "x"), grammars.of_schema(dict(PERSON), "y")
+    assert first.compiled is second.compiled
+
+
+def test_one_of_is_followed(tiny_model: Loader) -> None:
+    loaded = tiny_model("llama")
+    with bench(loaded) as batch:
+        grammar = grammars_of(loaded).of_schema({"oneOf": [{"const": "a"}, {"const": "b"}]}, "x")
+        request = batch.add(constrained("job", grammar, temperature=0.0))
+        batch.run()
+    assert json.loads(text_of(batch.results[request])) in ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -110,6 +120,8 @@ def test_a_schema_is_compiled_once(tiny_model: Loader) -> None:
         ({"$ref": "http://example.org/schema"}, "example.org"),
         ({"type": "string", "pattern": "("}, "regex"),
         ({"enum": ["x" * 200_000]}, "too large"),
+        ({"enum": ["a", 9007199254740993]}, "2\\^53"),
+        ({"type": "string", "pattern": "a{5,2}"}, "repetition"),
         ({"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(3000)}}, "items"),
     ],
 )
