@@ -27,6 +27,7 @@ NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additional
 # In a JSON schema: what holds values, not schemas, and what holds schemas by names.
 VALUES = frozenset({"const", "enum", "default", "examples"})
 PARTS = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
+COMBINING = frozenset({"$ref", "allOf", "anyOf", "oneOf", "patternProperties", "unevaluatedProperties"})
 INSTRUCTIONS = f"""You can call these functions, each described by a JSON schema:
 {{functions}}
 To call one, write a line {OPEN}{{{{"name": "...", "arguments": {{{{...}}}}}}}}{CLOSE} and nothing after it. \
@@ -149,8 +150,18 @@ def refuse_bad(functions: Sequence[Function]) -> None:
 
 
 def parameters_of(function: Function) -> dict[str, Any]:
-    """Return the schema of a function's arguments, which are an object."""
-    return NO_PARAMETERS if function.parameters is None else {"type": "object", **function.parameters}
+    """Return the schema of a function's arguments: an object, with no other properties than it names.
+
+    Where it says so itself, or combines schemas, what it says holds.
+    """
+    if function.parameters is None:
+        return NO_PARAMETERS
+    closed = "properties" in function.parameters and COMBINING.isdisjoint(function.parameters)
+    return {
+        "type": "object",
+        **({"additionalProperties": False} if closed else {}),
+        **function.parameters,
+    }
 
 
 def call_schema(number: int, function: Function) -> dict[str, Any]:

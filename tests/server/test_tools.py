@@ -261,6 +261,22 @@ def test_references_in_a_tools_schema_stay_within_it() -> None:
     assert moved["$defs"]["a"]["items"]["$ref"] == "#/anyOf/3/properties/arguments/$defs/a"
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({"properties": {"a": {}}}, False),
+        ({"properties": {"a": {}}, "additionalProperties": True}, True),
+        ({"properties": {"a": {}}, "additionalProperties": {"type": "string"}}, {"type": "string"}),
+        ({"properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}, None),
+        ({}, None),
+    ],
+)
+def test_a_forced_call_has_no_arguments_beside_those_that_are_named(said: Any, kept: Any) -> None:
+    schema = call_schema(0, Function(name="f", parameters=said))["properties"]["arguments"]
+    assert schema.get("additionalProperties") == kept
+    assert schema["type"] == "object"
+
+
 def test_what_only_looks_like_a_reference_stays_as_it_is() -> None:
     parameters = {
         "type": "object",
