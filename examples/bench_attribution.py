@@ -22,15 +22,20 @@ from torch import Tensor
 from steering.building.ablation import BASELINES, ablate, embed, embed_ablated, strongest
 from steering.building.activations import mean_activations, watching
 from steering.building.attribution import AttributionOptions, attribute_answer
-from steering.building.pairs import TokenSequence, tokenise_pairs
+from steering.building.pairs import TokenisedPair, TokenSequence, tokenise_pairs
 from steering.building.readers import read_pairs
 from steering.loading import LoadedModel, load_model
 
 STEPS, TOKENS = 20, 10
+LENGTH = 60  # tokens of a sequence, which the pairs that are taken come closest to
 PAIRS = Path(__file__).parent / "pairs" / "cheerful.jsonl"
 
 # Scores [answer length] and activation shifts [layers, hidden_size], one of each a sequence.
 Found = list[tuple[Tensor, Tensor]]
+
+
+def far_from_usual(pair: TokenisedPair) -> float:
+    return abs((len(pair.preferred.ids) + len(pair.dispreferred.ids)) / 2 - LENGTH)
 
 
 def batched(loaded: LoadedModel, sequences: Sequence[TokenSequence], baseline: Tensor) -> Found:
@@ -95,7 +100,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     loaded = load_model(None, asked.cache_dir, device="cpu")
-    tokenised = tokenise_pairs(loaded, read_pairs(PAIRS).pairs[: asked.pairs])
+    tokenised = sorted(tokenise_pairs(loaded, read_pairs(PAIRS).pairs), key=far_from_usual)[: asked.pairs]
     sequences = [side for pair in tokenised for side in (pair.preferred, pair.dispreferred)]
     baseline = BASELINES["mean"](loaded)
     lengths = [len(sequence.ids) for sequence in sequences]
