@@ -13,7 +13,7 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from steering.errors import InvalidRequest
-from steering.picturing import Pictured
+from steering.picturing import Pictured, template_of
 from vector_store.names import quoted
 
 FIELD = "chat_template_kwargs"
@@ -57,14 +57,13 @@ class TemplateOption:
 
 def template_option(tokenizer: Any, pictured: Pictured | None, allowed: bool) -> TemplateOption:
     """Return what the template can be told: the variables that it reads and that nobody else sets."""
-    template = (pictured.template if pictured else None) or tokenizer.chat_template
     reserved = {
         *GIVEN,
         *inspect.signature(tokenizer.apply_chat_template).parameters,
         *tokenizer.special_tokens_map,
         *ImmutableSandboxedEnvironment().globals,
     }
-    return TemplateOption(allowed, variables(str(template or "")) - reserved)
+    return TemplateOption(allowed, variables(template_of(tokenizer, pictured)) - reserved)
 
 
 def variables(template: str) -> frozenset[str]:

@@ -19,7 +19,7 @@ from server.tool_calls import (
 from server.wire.chat import ChatRequest
 from server.wire.structure import Function, NamedTool
 from steering.errors import InvalidRequest
-from steering.picturing import Pictured
+from steering.picturing import Pictured, template_of
 from vector_store.names import quoted
 
 PROBE = {"type": "function", "function": {"name": "grain_probe", "parameters": {"type": "object"}}}
@@ -48,7 +48,7 @@ class ToolFormat:
 
 def tool_format(tokenizer: Any, pictured: Pictured | None) -> ToolFormat:
     """Return the format of the template, found out by rendering a tool with it."""
-    template = (pictured.template if pictured else None) or tokenizer.chat_template
+    template = template_of(tokenizer, pictured)
     content: Any = [{"type": "text", "text": "x"}] if pictured else "x"
     try:
         text = tokenizer.apply_chat_template(
@@ -57,7 +57,7 @@ def tool_format(tokenizer: Any, pictured: Pictured | None) -> ToolFormat:
     except (TemplateError, TypeError, ValueError, KeyError):
         text = ""
     native = "grain_probe" in str(text)
-    return ToolFormat(native, tagged=not native or OPEN in str(template))
+    return ToolFormat(native, tagged=not native or OPEN in template)
 
 
 @dataclass(frozen=True, slots=True)

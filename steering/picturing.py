@@ -126,6 +126,11 @@ class Pictured:
         return PROBE in text and self.placeholder in text and "'type'" not in text
 
 
+def template_of(tokenizer: Any, pictured: Pictured | None) -> str:
+    """Return the chat template that a model's messages go through, empty where it has none."""
+    return str((pictured.template if pictured else None) or tokenizer.chat_template or "")
+
+
 def templated(
     conversation: Conversation,
     tokenizer: Any,

@@ -96,12 +96,12 @@ class Grammars:
     def of_schema(self, schema: Mapping[str, Any], place: str) -> Grammar:
         """Return the grammar of a JSON schema; raises UnsupportedSchema on `place`."""
         text = json.dumps(schema)
-        refuse_inexact(schema, place)
         if len(text) > MOST_SCHEMA_BYTES or deeper(schema, MOST_SCHEMA_DEPTH):
             raise UnsupportedSchema(
                 f"the schema is too large: the most is {MOST_SCHEMA_BYTES} bytes, {MOST_SCHEMA_DEPTH} levels",
                 place,
             )
+        refuse_inexact(schema, place)
         with self._lock:
             if text not in self._known:
                 self._known[text] = self._compile(text, place)

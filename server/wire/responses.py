@@ -13,14 +13,15 @@ from server.wire.sampling import SamplingFields
 from server.wire.steering import SteeringRequest
 from server.wire.structure import (
     MOST_TOOLS,
+    ChosenKind,
     Description,
+    FunctionKind,
     JsonObjectFormat,
     JsonSchema,
     Name,
     Schema,
     TextFormat,
     format_kind,
-    functions_only,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -64,10 +65,9 @@ class TextConfig(Wire):
     verbosity: Annotated[Any, only(None)] = None
 
 
-class FlatTool(Wire):
+class FlatTool(FunctionKind):
     """A function that the model may call; strict: accepted; a call that is forced is always kept to it."""
 
-    type: Literal["function"]
     name: Name
     description: Description | None = None
     parameters: Schema | None = None
@@ -81,21 +81,15 @@ class FlatTool(Wire):
 
     @model_validator(mode="before")
     @classmethod
-    def refuse_other_tools(cls, tool: Any) -> Any:
+    def refuse_nested_tools(cls, tool: Any) -> Any:
         if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
             told = "a tool of chat completions; here name and parameters stand beside type"
             raise PydanticCustomError("unsupported_parameter", told)
-        return functions_only(tool, "this server knows tools of type 'function' only")
+        return tool
 
 
-class FlatNamedTool(Wire):
-    type: Literal["function"]
+class FlatNamedTool(ChosenKind):
     name: Name
-
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_other_choices(cls, choice: Any) -> Any:
-        return functions_only(choice, "not supported here; send 'none', 'auto', 'required' or a function")
 
 
 FlatToolChoice = Annotated[

@@ -1,6 +1,6 @@
 """What an answer's shape may be asked to be: a response format, tools, and the choice among them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -13,12 +13,20 @@ Description = Annotated[str, Field(max_length=10_000)]
 Schema = dict[str, Any]
 
 
-def functions_only(value: Any, reason: str) -> Any:
-    """Return the value, or refuse a tool of another `type` for the reason."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind != "function":
-        raise PydanticCustomError("unsupported_parameter", reason)
-    return value
+class FunctionKind(Wire):
+    """What is of `type: function`; instead: what is said of any other type."""
+
+    instead: ClassVar[str] = "this server knows tools of type 'function' only"
+
+    type: Literal["function"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_other_kinds(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            raise PydanticCustomError("unsupported_parameter", cls.instead)
+        return value
 
 
 class JsonSchema(Wire):
@@ -70,28 +78,20 @@ class Function(Wire):
     strict: bool | None = None
 
 
-class Tool(Wire):
-    type: Literal["function"]
+class Tool(FunctionKind):
     function: Function
-
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_other_tools(cls, tool: Any) -> Any:
-        return functions_only(tool, "this server knows tools of type 'function' only")
 
 
 class NamedFunction(Wire):
     name: Name
 
 
-class NamedTool(Wire):
-    type: Literal["function"]
-    function: NamedFunction
+class ChosenKind(FunctionKind):
+    instead: ClassVar[str] = "not supported here; send 'none', 'auto', 'required' or a function"
 
-    @model_validator(mode="before")
-    @classmethod
-    def refuse_other_choices(cls, choice: Any) -> Any:
-        return functions_only(choice, "not supported here; send 'none', 'auto', 'required' or a function")
+
+class NamedTool(ChosenKind):
+    function: NamedFunction
 
 
 ToolChoice = Annotated[
