@@ -84,9 +84,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed with OpenAI's error object; while an answer is sent, just end it."""
-        if not self._unoccupied:
+        if not self._unoccupied and not self._unanswered_body:
             self.transport.abort()
             return
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # whatever still reads the broken body learns it, and says nothing
+            self.cycle.message_event.set()
         body = self._refusal.body()
         headers = [
             *self.server_state.default_headers,
@@ -102,6 +105,11 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def _unoccupied(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def _unanswered_body(self) -> bool:
+        """What arrives is the body of the one request that is being answered, and no answer has begun."""
+        return self.cycle.more_body and not self.cycle.response_started and not self.pipeline
 
     def _count(self, read: int) -> None:
         self._bytes += read

@@ -84,6 +84,17 @@ def test_what_is_not_http_is_told_so_in_openais_shape(server: Running, sent: byt
     assert headers["connection"] == "close"
 
 
+@pytest.mark.parametrize("body", [b"zz\r\n{}\r\n", b"2\r\n{}\r\n-1\r\n", b"2\r\n{}XX0\r\n\r\n"])
+def test_a_body_in_broken_chunks_is_told_so(server: Running, body: bytes) -> None:
+    with opened(server) as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        time.sleep(0.1)
+        connection.sendall(body)
+        status, _, answer = answer_on(connection)
+    assert (status, answer["error"]["code"]) == (400, "invalid_http")
+    assert server.client.get("/v1/models").status_code == 200
+
+
 @pytest.mark.parametrize("sent", [b"", b"GET /v1/models HTTP/1.1\r\nHost: h\r\n"])
 @pytest.mark.parametrize("trickles", [False, True])
 def test_a_connection_that_asks_nothing_is_closed(
