@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ CONFIG_KEYS = (
     "tie_word_embeddings",
 )
 SAMPLED_VALUES = 64
+FAILURES = (OSError, ValueError, KeyError, ImportError, RuntimeError)  # of transformers' loading
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -85,6 +86,35 @@ def load_model(source: str | None, cache_dir: Path, dtype: str = "auto", device:
     Raises ModelUnavailable with the reason.
     """
     place = choose_device(device)
+    parts = read_parts(source, cache_dir)
+    try:
+        model = parts.family.from_pretrained(parts.path, dtype="auto", device_map={"": place})
+    except FAILURES as error:
+        raise ModelUnavailable(explain(parts.name, error)) from error
+    identity = identify(parts, model, weight_samples(model))
+    if not getattr(model, "is_quantized", False):
+        model.to(choose_dtype(dtype, model.dtype, place))
+    model.eval().requires_grad_(False)
+    return LoadedModel(model, parts.tokenizer, decoder_blocks(model), identity, parts.processor)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """A checkpoint but for its weights.
+
+    name: as it was asked for; path: a directory or a hub id; family: the class that loads the weights.
+    """
+
+    name: str
+    path: str
+    config: Any
+    tokenizer: Any
+    processor: Any
+    family: Any
+
+
+def read_parts(source: str | None, cache_dir: Path) -> Parts:
+    """Read a directory's, a hub id's, or with None the embedded model's; raises ModelUnavailable."""
     if source is not None and source.startswith(("/", "./", "../", "~")) and not Path(source).is_dir():
         raise ModelUnavailable(f"there is no directory {source}; --model takes a directory or a hub id")
     name = source or EMBEDDED_ID
@@ -96,17 +126,12 @@ def load_model(source: str | None, cache_dir: Path, dtype: str = "auto", device:
         sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         processor = load_processor(path, config) if sees else None
         tokenizer = processor.tokenizer if processor else AutoTokenizer.from_pretrained(path)
-        family = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        model = family.from_pretrained(path, dtype="auto", device_map={"": place})
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except FAILURES as error:
         raise ModelUnavailable(explain(name, error)) from error
     # The first call settles truncation and padding; later ones only read, so threads can share it.
     tokenizer(" ")
-    identity = identify(name, model, tokenizer, chat_template_of(processor) if sees else None)
-    if not getattr(model, "is_quantized", False):
-        model.to(choose_dtype(dtype, model.dtype, place))
-    model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, decoder_blocks(model), identity, processor)
+    family = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return Parts(name, path, config, tokenizer, processor, family)
 
 
 def choose_device(device: str) -> torch.device:
@@ -145,18 +170,23 @@ def explain(name: str, error: Exception) -> str:
     )
 
 
-def identify(
-    name: str, model: PreTrainedModel, tokenizer: Any, chat_template: str | None = None
-) -> ModelIdentity:
-    """Return what vectors are tied to; chat_template: the one in use, None for the tokenizer's."""
+def identify(parts: Parts, model: PreTrainedModel, samples: Iterable[tuple[str, Tensor]]) -> ModelIdentity:
+    """Return what vectors are tied to; samples: of the model's weights, see `weight_samples`."""
     config = model.config.get_text_config()
+    template = chat_template_of(parts.processor) if parts.processor is not None else None
     return ModelIdentity(
-        id=model_id(name),
+        id=model_id(parts.name),
         architecture=type(model).__name__,
         layers=len(decoder_blocks(model)),
         hidden_size=int(config.hidden_size),
-        fingerprint=fingerprint(model, tokenizer, chat_template or tokenizer.chat_template),
+        fingerprint=fingerprint(model, parts.tokenizer, template or parts.tokenizer.chat_template, samples),
     )
+
+
+def ending(configured: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end an answer: those that are configured, and the tokenizer's own."""
+    tokens = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(token) for token in [*tokens, tokenizer.eos_token_id] if token is not None)
 
 
 def model_id(name: str) -> str:
@@ -164,7 +194,12 @@ def model_id(name: str) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: Any, chat_template: str | None) -> str:
+def fingerprint(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    chat_template: str | None,
+    samples: Iterable[tuple[str, Tensor]],
+) -> str:
     """Return a SHA-256 over configuration, vocabulary, chat template and a sample of the weights.
 
     Taken in the checkpoint's own dtype, before any conversion, so that the same checkpoint gives the
@@ -179,7 +214,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: Any, chat_template: str | Non
         "chat_template": chat_template,
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-    for name, sample in weight_samples(model):
+    for name, sample in samples:
         digest.update(name.encode())
         digest.update(sample.float().cpu().numpy().astype("<f4").tobytes())
     return digest.hexdigest()
@@ -188,6 +223,10 @@ def fingerprint(model: PreTrainedModel, tokenizer: Any, chat_template: str | Non
 def weight_samples(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield evenly spaced values of every parameter, in the order of names."""
     for name, weight in sorted(model.named_parameters()):
-        flat = weight.detach().reshape(-1)
-        step = max(1, flat.numel() // SAMPLED_VALUES)
-        yield name, flat[::step][:SAMPLED_VALUES]
+        yield name, sampled(weight.detach())
+
+
+def sampled(weight: Tensor) -> Tensor:
+    flat = weight.reshape(-1)
+    step = max(1, flat.numel() // SAMPLED_VALUES)
+    return flat[::step][:SAMPLED_VALUES]

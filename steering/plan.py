@@ -26,12 +26,15 @@ class DeltaBank:
 
     Rows are counted in and out by requests; a row that no request holds stays until its place is
     needed, least recently used first. Row 0 is all zeros and pads requests with fewer terms.
+    layers: those whose tables are there from the start, so that their addresses never change.
     """
 
-    def __init__(self, capacity: int, hidden_size: int, device: torch.device) -> None:
+    def __init__(
+        self, capacity: int, hidden_size: int, device: torch.device, layers: Sequence[int] = ()
+    ) -> None:
         self._shape = (capacity + 1, hidden_size)
         self._device = device
-        self._tables: dict[int, Tensor] = {}
+        self._tables = {layer: self._empty() for layer in layers}
         self._rows: dict[str, int] = {}  # digest -> row, least recently used first
         self._holders: dict[str, int] = defaultdict(int)
         self._free = list(range(capacity, 0, -1))
@@ -50,6 +53,15 @@ class DeltaBank:
         if not self._holders[vectors.digest]:
             del self._holders[vectors.digest]
 
+    @property
+    def rows(self) -> int:
+        """The rows of every table, row 0 included."""
+        return self._shape[0]
+
+    def table(self, layer: int) -> Tensor:
+        """Return a layer's deltas, float32 [rows, hidden_size]."""
+        return self._tables[layer]
+
     def compose(self, layer: int, rows: list[list[int]], strengths: list[list[float]]) -> Tensor:
         """Return sum_t strength_t * delta_t, float32 [owners, hidden_size]; arguments [owners, terms]."""
         weights = torch.tensor(strengths, dtype=torch.float32, device=self._device)
@@ -64,9 +76,12 @@ class DeltaBank:
             table[row].zero_()
         for layer, delta in vectors.deltas.items():
             if layer not in self._tables:
-                self._tables[layer] = torch.zeros(self._shape, dtype=torch.float32, device=self._device)
+                self._tables[layer] = self._empty()
             self._tables[layer][row].copy_(delta)
         return row
+
+    def _empty(self) -> Tensor:
+        return torch.zeros(self._shape, dtype=torch.float32, device=self._device)
 
     def _evict(self) -> int:
         digest = next(d for d in self._rows if d not in self._holders)
@@ -158,16 +173,22 @@ def applies(term: SteeringTerm, positions: Positions, tokens: Tokens) -> bool:
 
 def steering_batch(rows: Sequence[BatchRow], total: int, bank: DeltaBank) -> SteeringBatch:
     """Return the steering of a forward pass over `total` = batch * length tokens."""
-    counts = [[0] * len(row.held.plan.terms) for row in rows]
     by_layer: dict[int, list[Segment]] = defaultdict(list)
-    for row, steered in zip(rows, counts, strict=True):
+    for row in rows:
         for segment in segments(row):
-            for held in segment.terms:
-                steered[held.index] += len(segment.tokens)
             for layer in {layer for held in segment.terms for layer in held.term.layers}:
                 by_layer[layer].append(segment)
     layers = {layer: layer_steering(layer, found, total, bank) for layer, found in by_layer.items()}
-    return SteeringBatch(layers, tuple(map(tuple, counts)))
+    return SteeringBatch(layers, tuple(map(steered_tokens, rows)))
+
+
+def steered_tokens(row: BatchRow) -> tuple[int, ...]:
+    """Return how many of the row's tokens each term of its plan moves."""
+    counts = [0] * len(row.held.plan.terms)
+    for segment in segments(row):
+        for held in segment.terms:
+            counts[held.index] += len(segment.tokens)
+    return tuple(counts)
 
 
 def layer_steering(layer: int, found: Sequence[Segment], total: int, bank: DeltaBank) -> LayerSteering:

@@ -23,7 +23,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from steering.blocks import decoder_blocks
-from steering.loading import LoadedModel, identify, load_model
+from steering.loading import LoadedModel, Parts, identify, load_model, weight_samples
 from tests.tiny_models import tiny_tokenizer
 
 TEMPLATE = (
@@ -364,7 +364,9 @@ def load_tiny_mistral3(folder: Path) -> LoadedModel:
     save_random(mistral3(text_config(len(tiny_tokenizer())), image=5), folder)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval().requires_grad_(False)
     tokenizer = tiny_tokenizer()
-    return LoadedModel(model, tokenizer, decoder_blocks(model), identify("mistral3", model, tokenizer))
+    parts = Parts("mistral3", str(folder), model.config, tokenizer, None, AutoModelForImageTextToText)
+    identity = identify(parts, model, weight_samples(model))
+    return LoadedModel(model, tokenizer, decoder_blocks(model), identity)
 
 
 def load_tiny_vlm(family: str, folder: Path, device: str = "cpu") -> LoadedModel:

@@ -66,13 +66,18 @@ class Matcher:
 class Grammar:
     """What an answer must match: a JSON schema, checked and compiled.
 
-    schema: for other engines. place: where in the request it stands.
+    schema: its text. place: where in the request it stands.
     """
 
     schema: str
     compiled: LLMatcher = field(compare=False, repr=False)
     end_tokens: Sequence[int] = field(compare=False, repr=False)
     place: str = field(compare=False)
+
+    @property
+    def annotated(self) -> str:
+        """The schema with the options that it is compiled with, for engines that compile it themselves."""
+        return json.dumps({**json.loads(self.schema), "x-guidance": OPTIONS})
 
     def matcher(self) -> Matcher:
         """Return a matcher at the beginning of an answer."""

@@ -6,23 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from server.engine.protocol import (
-    FinishReason,
-    GenerationJob,
-    PositionLogprobs,
-    TokenEvent,
-    TokenLogprob,
-)
+from server.engine.protocol import GenerationJob, PositionLogprobs, TokenEvent, TokenLogprob
 from server.engine.sampling import Sampler, top_logprobs
-from server.engine.text import Detokenizer, StopMatcher
 from server.engine.token_bytes import token_bytes
+from server.engine.writing import Writing
 from steering.plan import HeldPlan
 from steering.types import SteeringPlan
 from steering.vision import JoinedPrompt
 
 ARRIVALS = count()
-# Tokens of a prompt that the text of what continues it is read after.
-BEFORE = 8
 
 
 class RunningRequest:
@@ -43,11 +35,7 @@ class RunningRequest:
         self.sampler = Sampler(job.sampling, job.prompt, vocabulary_size)
         self.steered = [0] * len(job.plan.terms)
         self._tokenizer = tokenizer
-        self._text = Detokenizer(tokenizer, job.prompt[-BEFORE:] if job.continues else ())
-        self._stops = StopMatcher(job.sampling.stop)
-        self._final = frozenset(job.sampling.stop_token_ids) | (
-            frozenset() if job.sampling.ignore_eos else eos
-        )
+        self._writing = Writing(job, tokenizer, eos)
         self._prompt_logprobs: list[PositionLogprobs] = []
         self._begun = False
 
@@ -139,25 +127,9 @@ class RunningRequest:
         if not self.job.sampling.max_tokens:
             return TokenEvent("", 0, (), tuple(self._prompt_logprobs), tuple(self.steered), finish="length")
         self.tokens.append(token)
-        if token in self._final:
-            return self._event("", logits, "stop")
-        self.sampler.record(token)
-        text, stopped = self._stops.push(self._text.push(token))
-        if stopped:
-            return self._event(text, logits, "stop", flush=False)
-        if self.sampler.complete:
-            return self._event(text, logits, "stop")
-        if self.completion_tokens >= self.job.sampling.max_tokens:
-            return self._event(text, logits, "length")
-        return self._event(text, logits, None)
-
-    def _event(
-        self, text: str, logits: Tensor, finish: FinishReason | None, flush: bool = True
-    ) -> TokenEvent:
-        if finish and flush:
-            rest, stopped = self._stops.push(self._text.flush())
-            text += rest + self._stops.flush()
-            finish = "stop" if stopped else finish
+        if token not in self._writing.final:
+            self.sampler.record(token)
+        text, finish = self._writing.push(token, self.sampler.complete)
         told, self._begun = () if self._begun else tuple(self._prompt_logprobs), True
         return TokenEvent(
             text=text,

@@ -26,15 +26,15 @@ class Results(AsyncGenerator[TokenEvent, None]):
     A plain async generator that was never started does nothing when it is closed; this one leaves.
     """
 
-    def __init__(self, ticket: Ticket, abandon: Callable[[Ticket], None]) -> None:
-        self._ticket = ticket
+    def __init__(self, results: asyncio.Queue[Result], abandon: Callable[[], None]) -> None:
+        self._results = results
         self._abandon = abandon
         self._ended = False
 
     async def asend(self, _value: None) -> TokenEvent:
         if self._ended:
             raise StopAsyncIteration
-        result = await self._ticket.results.get()
+        result = await self._results.get()
         if isinstance(result, SteeringError):
             self._ended = True
             raise result
@@ -48,7 +48,7 @@ class Results(AsyncGenerator[TokenEvent, None]):
     async def aclose(self) -> None:
         if not self._ended:
             self._ended = True
-            self._abandon(self._ticket)
+            self._abandon()
 
 
 def put_all(results: list[tuple[Ticket, Result]]) -> None:

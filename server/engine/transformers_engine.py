@@ -26,7 +26,7 @@ from server.engine.seeing import Seeing
 from server.engine.tickets import Result, Results, Ticket, put_all
 from steering.errors import EngineOverloaded, EngineUnavailable, SteeringError, quotable
 from steering.hooks import steered
-from steering.loading import LoadedModel, load_model
+from steering.loading import LoadedModel, ending, load_model
 from steering.picturing import pictured_of, try_images
 from steering.vision import opened
 
@@ -91,7 +91,7 @@ class TransformersEngine:
             self._open.add(ticket)
             self._arrived.append(ticket)
             self._wake.notify()
-        return Results(ticket, self.abandon)
+        return Results(ticket.results, lambda: self.abandon(ticket))
 
     def _refuse_excess(self) -> None:
         if self._state != "ready":
@@ -204,9 +204,7 @@ class TransformersEngine:
 
 def end_tokens(loaded: LoadedModel) -> frozenset[int]:
     """Return the tokens that end an answer, by the generation settings and the tokenizer."""
-    configured = getattr(loaded.model.generation_config, "eos_token_id", None)
-    tokens = configured if isinstance(configured, list) else [configured]
-    return frozenset(int(token) for token in [*tokens, loaded.tokenizer.eos_token_id] if token is not None)
+    return ending(getattr(loaded.model.generation_config, "eos_token_id", None), loaded.tokenizer)
 
 
 def card_of(loaded: LoadedModel, context: int) -> ModelCard:

@@ -1,0 +1,49 @@
+"""What stock vLLM loads from the entry point group `vllm.general_plugins`, in each of its processes.
+
+It keys generated tokens apart in the prefix cache where they are steered otherwise than a prompt's. Without
+such requests vLLM behaves as it would without the plugin.
+"""
+
+import os
+from typing import Any
+
+from steering.vllm.plans import KEY
+
+NAME = "grainserve"  # of the entry point
+# Set for the processes that an engine of this project starts, which leave the terminal's group.
+CHILD = "STEERING_VLLM_ENGINE"
+
+
+def register() -> None:
+    """Prepare this process; may be called more than once."""
+    from vllm.v1.core import kv_cache_utils
+
+    leave_foreground()
+    if not hasattr(kv_cache_utils.generate_block_hash_extra_keys, "__wrapped__"):
+        kv_cache_utils.generate_block_hash_extra_keys = keyed_apart(
+            kv_cache_utils.generate_block_hash_extra_keys
+        )
+
+
+def leave_foreground() -> None:
+    """Take an engine's process out of its terminal's group: Ctrl-C is for the server, which drains first."""
+    if os.environ.get(CHILD) not in (None, str(os.getpid())):
+        os.setpgid(0, 0)
+
+
+def keyed_apart(extra_keys: Any) -> Any:
+    """Return vLLM's function with a key more for blocks that hold generated tokens of lopsided steering.
+
+    Its arguments: the request, where the block begins and ends, and where to look for images.
+    """
+
+    def with_steering(request: Any, start: int, end: int, image: int) -> tuple[Any, int]:
+        keys, image = extra_keys(request, start, end, image)
+        extra = getattr(request.sampling_params, "extra_args", None) or {}
+        apart = extra.get(KEY, {}).get("generated")
+        if apart and end > request.num_prompt_tokens:
+            keys = (*(keys or ()), (KEY, apart))
+        return keys, image
+
+    with_steering.__wrapped__ = extra_keys  # type: ignore[attr-defined]
+    return with_steering
