@@ -59,6 +59,9 @@ def flag(setting: str) -> Any:
 def serve(
     model: Annotated[str | None, flag("model")] = None,
     served_model_name: Annotated[str | None, flag("served_model_name")] = None,
+    engine: Annotated[str | None, flag("engine")] = None,
+    engine_arg: Annotated[list[str] | None, flag("engine_arg")] = None,
+    max_profiles: Annotated[int | None, flag("max_profiles")] = None,
     host: Annotated[str | None, flag("host")] = None,
     port: Annotated[int | None, flag("port")] = None,
     dtype: Annotated[str | None, flag("dtype")] = None,

@@ -1,5 +1,6 @@
 """The server's settings: a flag goes before the environment (GRAINSERVE_*), which goes before the file."""
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -38,10 +39,31 @@ def split_names(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()]
 
 
+def read_arguments(value: Any) -> Any:
+    """Return name=value pairs as a dict; each value is read as JSON, or else is the text that it is."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.startswith("{") else split_names(value)
+    if not isinstance(value, list | tuple):
+        return value
+    pairs = [str(each).partition("=") for each in value]
+    for name, equals, _ in pairs:
+        if not name or not equals:
+            raise ValueError("write name=value")
+    return {name.strip().replace("-", "_"): json_or_text(said) for name, _, said in pairs}
+
+
+def json_or_text(said: str) -> Any:
+    try:
+        return json.loads(said)
+    except ValueError:
+        return said
+
+
 HostName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s,*]+)$")]
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(split_names)]
 Hosts = Annotated[tuple[HostName, ...], NoDecode, BeforeValidator(split_names)]
+Arguments = Annotated[dict[str, Any], NoDecode, BeforeValidator(read_arguments)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
@@ -56,6 +78,15 @@ class Settings(BaseSettings):
         None, min_length=1, description="Model id or directory; none: the embedded one."
     )
     served_model_name: str | None = Field(None, min_length=1, description="The name that clients see.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="transformers, or vllm where that is installed."
+    )
+    engine_arg: Arguments = Field(
+        default_factory=dict, description="An argument of vLLM's own, name=value; repeatable."
+    )
+    max_profiles: int = Field(
+        64, ge=8, le=4096, description="Profiles that vLLM holds at a time; requests for more take turns."
+    )
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0: any free one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -18,10 +18,11 @@ from rich.console import Console
 from server.app import create_app
 from server.config import Settings
 from server.connections import BoundedProtocol
+from server.engine.protocol import Engine
 from server.engine.transformers_engine import create_engine
 from server.routes.models import compatible_profiles
 from server.service import Service
-from steering.errors import SteeringError
+from steering.errors import ModelUnavailable, SteeringError
 from vector_store.local import open_store
 
 logger = logging.getLogger(__name__)
@@ -140,9 +141,20 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 def load_app(settings: Settings) -> FastAPI:
     try:
-        return create_app(settings, create_engine(settings), open_store(settings.store))
+        return create_app(settings, engine_of(settings), open_store(settings.store))
     except SteeringError as error:
         raise CannotServe(error.message) from error
+
+
+def engine_of(settings: Settings) -> Engine:
+    """Return the engine that the settings name, not yet started; raises ModelUnavailable."""
+    if settings.engine == "vllm":
+        from server.engine import vllm_config  # what it needs is in an environment of its own
+
+        return vllm_config.create_engine(settings)
+    if settings.engine_arg:
+        raise ModelUnavailable("--engine-arg is for --engine vllm")
+    return create_engine(settings)
 
 
 def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

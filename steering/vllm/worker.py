@@ -13,10 +13,11 @@ from vllm.v1.worker import gpu_worker
 
 from steering.vllm import op
 from steering.vllm.blocks import Unsteerable, prepare_blocks
+from steering.vllm.plugin import NAME
 from steering.vllm.station import Scheduled, Shape, Station
 
 STATION = "grainserve_station"  # a model runner's attribute
-OPTIONS = "grainserve"  # in vLLM's additional_config, which its compilation cache is keyed by too
+OPTIONS = NAME  # in vLLM's additional_config, which its compilation cache is keyed by too
 
 
 class SteeringWorker:
