@@ -1,16 +1,16 @@
 """Everything that can go wrong, told as OpenAI's error object."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from server.hints import elsewhere, unknown_field
 from server.wire.base import TAGS
 from steering.errors import (
     EngineOverloaded,
@@ -72,16 +72,7 @@ class BodyRefused(InvalidRequest):
         self.model = model
 
 
-# What callers write whose other client, or whose reading of an answer, says it so.
 LIST_HINT = ' such as {"profile": "cheerful"}; a string of several is \'cheerful+formal\''
-HINTS = {
-    "extra_body": "; it is an argument of OpenAI's Python client: send what it holds beside 'model'",
-    "profile": '; write "steering": {"profile": ...}',
-    "strength": '; write "steering": {"profile": ..., "strength": ...}',
-    "version": "; a version is part of the profile: 'cheerful@1'",
-}
-
-
 # Failures that the same request would meet again.
 FINAL = (GenerationFailed, ProfileCorrupt, RequestTimedOut)
 
@@ -138,6 +129,8 @@ def problem_of_body(error: ValidationError, model: type[BaseModel]) -> Problem:
     code = CODES.get(first["type"], "invalid_type" if first["type"].endswith("_type") else "invalid_value")
     if first["loc"][:1] == ("steering",):
         code = InvalidSteering.code
+    if first["type"] == "extra_forbidden" and elsewhere(first["loc"], model):
+        code = CODES["unsupported_parameter"]
     message = "; ".join(described(details, model))
     return Problem(400, message, code, clip(param_of(first["loc"]) or None))
 
@@ -153,35 +146,12 @@ def described(details: list[ErrorDetails], model: type[BaseModel]) -> Iterator[s
 
 def message_of(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "extra_forbidden":
-        name = str(detail["loc"][-1])
-        return f"unknown field{HINTS.get(name) or nearest(name, known_beside(detail['loc'], model))}"
+        return unknown_field(detail["loc"], model)
     if detail["type"] == "missing":
         return "required"
     if detail["type"] == "model_type":
         return f"must be an object{LIST_HINT if detail['loc'][:1] == ('steering',) else ''}"
     return detail["msg"]
-
-
-def known_beside(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
-    """Return the fields that the object at the location may have, whichever kind of several it is."""
-    kinds = [model]
-    for part in location[:-1]:
-        if isinstance(part, str) and part not in TAGS:
-            fields = [kind.model_fields[part] for kind in kinds if part in kind.model_fields]
-            kinds = [found for field in fields for found in models_in(field.annotation)]
-    return [field.alias or name for kind in kinds for name, field in kind.model_fields.items()]
-
-
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for each in get_args(annotation):
-        yield from models_in(each)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    found = difflib.get_close_matches(name[:MAX_LENGTH], known, n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def param_of(location: tuple[int | str, ...]) -> str:

@@ -3,10 +3,9 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
-from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
-from server.wire.base import OBJECT, SCHEMA, SEEDS, TEXT, Only, Wire, one_of_kinds, only
+from server.wire.base import OBJECT, SCHEMA, SEEDS, TEXT, Wire, one_of_kinds, only
 from server.wire.limits import Identifier, Metadata, TemplateArguments, User
 from server.wire.response_input import Input
 from server.wire.sampling import SamplingFields
@@ -37,11 +36,6 @@ Included = Literal[
     "web_search_call.action.sources",
 ]
 STATELESS = only(None, because="this server keeps no state; send the whole conversation as input")
-
-
-def instead(told: str) -> Only:
-    """Refuse a field of chat completions, and say where a response has it."""
-    return only(None, because=f"a field of chat completions; {told}")
 
 
 class FlatSchemaFormat(JsonSchema):
@@ -159,12 +153,3 @@ class ResponseRequest(SamplingFields):
     moderation: Annotated[Any, only(None)] = None
     prompt_cache_options: Annotated[Any, only(None)] = None
     prompt_cache_retention: Annotated[Any, only(None)] = None
-
-    # What callers of chat completions write.
-    messages: Annotated[SkipJsonSchema[Any], instead("send it as 'input'")] = None
-    response_format: Annotated[SkipJsonSchema[Any], instead("send it as 'text': {'format': ...}")] = None
-    max_tokens: Annotated[SkipJsonSchema[Any], instead("send 'max_output_tokens'")] = None
-    max_completion_tokens: Annotated[SkipJsonSchema[Any], instead("send 'max_output_tokens'")] = None
-    logprobs: Annotated[SkipJsonSchema[Any], instead(f"send 'include': ['{LOGPROBS}']")] = None
-    reasoning_effort: Annotated[SkipJsonSchema[Any], instead("leave it out")] = None
-    n: Annotated[SkipJsonSchema[Any], instead("a response is one answer")] = None

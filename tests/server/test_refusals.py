@@ -113,6 +113,32 @@ def test_an_unknown_field_is_refused_and_the_nearest_is_named(server: Running) -
 
 
 @pytest.mark.parametrize(
+    "field", ["prompt_logprobs", "min_tokens", "length_penalty", "top_n", "modality", "function_calls"]
+)
+def test_nothing_is_named_that_is_another_thing_or_refused_itself(server: Running, field: str) -> None:
+    assert server.refusal(**{field: 1})["message"] == f"{field}: unknown field"
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt", "field", "instead"),
+    [
+        (CHAT, HELLO, "input", "send 'messages'"),
+        (CHAT, HELLO, "instructions", "send a message of the role 'system'"),
+        (CHAT, HELLO, "max_output_tokens", "send 'max_completion_tokens'"),
+        (CHAT, HELLO, "echo", "/v1/completions has it"),
+        ("/v1/completions", {"model": "scripted", "prompt": "a"}, "messages", "send 'prompt'; /v1/chat"),
+        ("/tokenize", {"messages": [USER]}, "input", "send 'prompt' or 'messages'"),
+    ],
+)
+def test_a_field_of_another_api_is_told_what_to_send_here(
+    server: Running, path: str, prompt: Any, field: str, instead: str
+) -> None:
+    error = error_of(server.client.post(path, json={**prompt, field: "x"}))
+    assert (error["status"], error["code"], error["param"]) == (400, "unsupported_parameter", field)
+    assert error["message"].startswith(f"{field}: not a field here; {instead}")
+
+
+@pytest.mark.parametrize(
     ("message", "param", "word"),
     [
         ({"role": "user", "content": [IMAGE]}, "messages[0].content[0].image_url", "takes no images"),

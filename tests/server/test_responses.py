@@ -333,7 +333,6 @@ def test_what_asks_for_nothing_is_accepted(server: Running) -> None:
         tools=[],
         tool_choice="none",
         stream=False,
-        n=None,
     )
     bare = server.engine.jobs[-1].sampling
     names = {*openais_fields(), *SAMPLING} - {"model", "input"}

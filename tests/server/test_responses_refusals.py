@@ -81,6 +81,11 @@ def test_no_response_is_found_again(server: Running, method: str, path: str) -> 
         {"response_format": {"type": "json_object"}},
         {"logprobs": True},
         {"n": 2},
+        {"functions": [{"name": "f"}]},
+        {"verbosity": "low"},
+        {"chat_template": "{{ 1 }}"},
+        {"continue_final_message": True},
+        {"echo": True},
     ],
 )
 def test_what_openai_does_and_this_server_does_not_is_said(server: Running, fields: Any) -> None:
@@ -273,3 +278,19 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(start: Start) -
     assert "10000 characters in the input" in error["message"]
     error = refusal(server, max_output_tokens=77)
     assert "max_output_tokens can be 76" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "instead"),
+    [
+        ("messages", "send 'input'"),
+        ("max_tokens", "send 'max_output_tokens'"),
+        ("functions", "send 'tools'"),
+        ("function_call", "send 'tool_choice'"),
+        ("verbosity", "leave it out"),
+        ("add_generation_prompt", "/v1/chat/completions has it"),
+    ],
+)
+def test_fields_of_chat_are_told_what_to_send_here(server: Running, field: str, instead: str) -> None:
+    error = refusal(server, **{field: "x"})
+    assert (error["param"], error["message"]) == (field, f"{field}: not a field here; {instead}")
