@@ -1,5 +1,6 @@
 """Everything that can go wrong, told as OpenAI's error object."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -33,6 +34,7 @@ CODES = {
     "json_invalid": "invalid_json",
     "invalid_type": "invalid_type",
 }
+LENGTH = re.compile(r"\w+ should have (at (?:most|least) \d+ items?) after validation, not (\d+|more)")
 # OpenAI's clients obey it; of themselves they send again whatever a server failed on.
 FOR_GOOD = {"x-should-retry": "false"}
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
@@ -151,7 +153,13 @@ def message_of(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return "required"
     if detail["type"] == "model_type":
         return f"must be an object{LIST_HINT if detail['loc'][:1] == ('steering',) else ''}"
-    return detail["msg"]
+    return counted(detail["msg"])
+
+
+def counted(said: str) -> str:
+    """Return what is said of a list's length in fewer words; anything else as it is."""
+    found = LENGTH.fullmatch(said)
+    return f"must be {found[1]}, there are {found[2]}" if found else said
 
 
 def param_of(location: tuple[int | str, ...]) -> str:

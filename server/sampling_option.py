@@ -1,7 +1,7 @@
 """From the fields of a request to how its tokens are chosen."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from server.engine.protocol import ModelCard, SamplingParams
@@ -72,7 +72,8 @@ def stop_of(request: SamplingFields) -> tuple[str, ...]:
 
 def logit_bias_of(request: SamplingFields, vocabulary_size: int) -> dict[int, float]:
     bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
-    check_tokens(bias, vocabulary_size, "logit_bias")
+    for token in bias:
+        check_tokens((token,), vocabulary_size, f"logit_bias.{token}")
     return bias
 
 
@@ -82,7 +83,7 @@ def stop_token_ids_of(request: SamplingFields, vocabulary_size: int) -> tuple[in
     return tuple(tokens)
 
 
-def check_tokens(tokens: Mapping[int, object], vocabulary_size: int, param: str) -> None:
+def check_tokens(tokens: Iterable[int], vocabulary_size: int, param: str) -> None:
     for token in tokens:
         if not 0 <= token < vocabulary_size:
             raise InvalidRequest(

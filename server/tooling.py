@@ -23,6 +23,7 @@ from steering.picturing import Pictured, template_of
 from vector_store.names import quoted
 
 PROBE = {"type": "function", "function": {"name": "grain_probe", "parameters": {"type": "object"}}}
+SHOWN = 8
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 # In a JSON schema: what holds values, not schemas, and what holds schemas by names.
 VALUES = frozenset({"const", "enum", "default", "examples"})
@@ -129,9 +130,17 @@ def tooling_of(request: ChatRequest, format: ToolFormat) -> Tooling | None:  # n
         return None
     named = isinstance(choice, NamedTool)
     wanted = choice.function.name if isinstance(choice, NamedTool) else choice or "auto"
-    if named and wanted not in [function.name for function in functions]:
-        raise InvalidRequest(f"there is no tool named '{wanted}'", "tool_choice.function.name")
+    names = [function.name for function in functions]
+    if named and wanted not in names:
+        raise InvalidRequest(
+            f"there is no tool named '{wanted}'; {offered(names)}", "tool_choice.function.name"
+        )
     return Tooling(functions, wanted, named, request.parallel_tool_calls is not False, format)
+
+
+def offered(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"the tools are {', '.join(names[:SHOWN])}{more}"
 
 
 def refuse_bad(functions: Sequence[Function]) -> None:

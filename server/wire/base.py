@@ -1,5 +1,6 @@
 """What all requests share: strict models, fields that say what was wanted, and tags that stay unseen."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,27 @@ class Only:
 
 def only(*inert: Any, because: str = "not supported by this server; leave it out") -> Only:
     return Only(inert, because)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Accepts a text that the whole pattern matches; any other is told in words what it must be."""
+
+    pattern: str
+    told: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.refuse_others, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "pattern": f"^{self.pattern}$"}
+
+    def refuse_others(self, text: str) -> str:
+        if re.fullmatch(self.pattern, text) is None:
+            raise PydanticCustomError("invalid_value", "must be {told}", {"told": self.told})
+        return text
 
 
 class Wire(BaseModel):

@@ -55,8 +55,10 @@ class ChatRequest(SamplingFields):
     # Known from OpenAI or from other servers, and not done here.
     chat_template: Annotated[Any, only(None)] = None
     audio: Annotated[Any, only(None)] = None
-    function_call: Annotated[Any, only(None, "none", "auto")] = None
-    functions: Annotated[Any, only(None, [])] = None
+    function_call: Annotated[Any, only(None, "none", "auto", because="not supported; send 'tool_choice'")] = (
+        None
+    )
+    functions: Annotated[Any, only(None, [], because="not supported; send 'tools'")] = None
     modalities: Annotated[Any, only(None, ["text"])] = None
     moderation: Annotated[Any, only(None)] = None
     prediction: Annotated[Any, only(None)] = None

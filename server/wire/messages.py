@@ -69,7 +69,7 @@ class Message(Wire):
     refusal: Annotated[Any, only(None)] = None
     annotations: Annotated[Any, only(None, [])] = None
     audio: Annotated[Any, only(None)] = None
-    function_call: Annotated[Any, only(None)] = None
+    function_call: Annotated[Any, only(None, because="not supported; send 'tool_calls'")] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -4,14 +4,14 @@ from typing import Annotated
 
 from pydantic import Field, Tag
 
-from server.wire.base import LIST, SEEDS, TEXT, Wire, one_of_kinds
+from server.wire.base import LIST, SEEDS, TEXT, Wire, Written, one_of_kinds
 
 StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 Stop = Annotated[
     Annotated[StopString, Tag(TEXT)] | Annotated[list[StopString], Field(max_length=4), Tag(LIST)],
     one_of_kinds("a string or a list of up to four strings"),
 ]
-TokenText = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+TokenText = Annotated[str, Written("(0|[1-9][0-9]{0,8})", "a token id, such as '257'")]
 
 
 class SamplingFields(Wire):

@@ -5,10 +5,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.wire.base import OBJECT, SCHEMA, TEXT, Wire, one_of_kinds
+from server.wire.base import OBJECT, SCHEMA, TEXT, Wire, Written, one_of_kinds
 
 MOST_TOOLS = 128
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Name = Annotated[
+    str, Written("[A-Za-z0-9_-]{1,64}", "1 to 64 of the letters a to z and A to Z, 0 to 9, _ and -")
+]
 Description = Annotated[str, Field(max_length=10_000)]
 Schema = dict[str, Any]
 

@@ -54,7 +54,8 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"frequency_penalty": -2.5}, "frequency_penalty"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a"),
-        ({"logit_bias": {"258": 1}}, "logit_bias"),
+        ({"logit_bias": {"258": 1}}, "logit_bias.258"),
+        ({"logit_bias": {"5\n": 1}}, "logit_bias.5\n"),
         ({"logit_bias": [1]}, "logit_bias"),
         ({"seed": 1.5}, "seed"),
         ({"seed": 2**63}, "seed"),
@@ -308,3 +309,38 @@ def test_a_number_of_thousands_of_digits_is_refused_briefly(server: Running) -> 
 )
 def test_what_belongs_elsewhere_is_told_where(server: Running, fields: Any, hint: str) -> None:
     assert hint in server.refusal(**fields)["message"]
+
+
+NAMED = {"type": "function", "function": {"name": "other"}}
+
+
+def tools(*names: str) -> list[dict[str, Any]]:
+    return [{"type": "function", "function": {"name": name}} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"functions": [{"name": "f"}]}, "functions: not supported; send 'tools'"),
+        ({"function_call": {"name": "f"}}, "function_call: not supported; send 'tool_choice'"),
+        ({"logit_bias": {"the": 1}}, "logit_bias.the: must be a token id, such as '257'"),
+        ({"logit_bias": {"258": 1}}, "258 is no token of this model; ids go from 0 to 257"),
+        ({"tools": tools("a b")}, "tools[0].function.name: must be 1 to 64 of the letters a to z and A to Z"),
+        (
+            {"tools": tools("f", "g"), "tool_choice": NAMED},
+            "there is no tool named 'other'; the tools are f, g",
+        ),
+        (
+            {"tools": tools(*"abcdefghij"), "tool_choice": NAMED},
+            "the tools are a, b, c, d, e, f, g, h and 2 more",
+        ),
+        ({"stop": list("abcde")}, "stop: must be at most 4 items, there are 5"),
+        ({"messages": []}, "messages: must be at least 1 item, there are 0"),
+        (
+            {"metadata": {str(n): "x" for n in range(17)}},
+            "metadata: must be at most 16 items, there are more",
+        ),
+    ],
+)
+def test_a_refusal_says_what_can_be_sent_instead(server: Running, fields: Any, told: str) -> None:
+    assert told in server.refusal(**fields)["message"]

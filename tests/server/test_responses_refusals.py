@@ -163,7 +163,7 @@ def test_what_openai_does_and_this_server_does_not_is_said(server: Running, fiel
         ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"temperature": 3}, "temperature"),
         ({"stop": [""]}, "stop[0]"),
-        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias.999999"),
         ({"steering": {"profile": "cheerfull"}}, "steering.profile"),
         ({"steering": {"profile": "cheerful", "tokens": "image"}}, "steering.tokens"),
         ({"metadata": {"a": 1}}, "metadata.a"),
