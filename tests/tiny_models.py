@@ -43,7 +43,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def tiny_configs() -> dict[str, PreTrainedConfig]:
+def tiny_configs(head_dim: int = 8) -> dict[str, PreTrainedConfig]:
     """Return one small configuration per family: plain, grouped heads, sliding windows, soft caps, biases."""
     common: dict[str, Any] = {
         "vocab_size": len(tiny_tokenizer()),
@@ -52,6 +52,7 @@ def tiny_configs() -> dict[str, PreTrainedConfig]:
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": head_dim,
         "max_position_embeddings": 256,
         "bos_token_id": None,
         "eos_token_id": tiny_tokenizer().eos_token_id,
@@ -62,13 +63,13 @@ def tiny_configs() -> dict[str, PreTrainedConfig]:
     return {
         "llama": LlamaConfig(**common),
         "qwen2": Qwen2Config(**common),
-        "qwen3": Qwen3Config(**common, head_dim=8),
+        "qwen3": Qwen3Config(**common),
         "mistral": MistralConfig(**common, sliding_window=12),
-        "gemma2": Gemma2Config(**common, head_dim=8, sliding_window=12, layer_types=mixed),
-        "gemma3": Gemma3TextConfig(**common, head_dim=8, sliding_window=12, layer_types=mixed),
+        "gemma2": Gemma2Config(**common, sliding_window=12, layer_types=mixed),
+        "gemma3": Gemma3TextConfig(**common, sliding_window=12, layer_types=mixed),
         "gpt2": GPT2Config(
             vocab_size=len(tiny_tokenizer()),
-            n_embd=32,
+            n_embd=4 * head_dim,
             n_layer=4,
             n_head=4,
             n_positions=256,
@@ -81,10 +82,10 @@ def tiny_configs() -> dict[str, PreTrainedConfig]:
 FAMILIES = tuple(tiny_configs())
 
 
-def save_tiny(family: str, folder: Any) -> None:
+def save_tiny(family: str, folder: Any, head_dim: int = 8) -> None:
     """Write a tiny random model with its tokenizer; weights are large enough that answers vary."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(tiny_configs()[family], dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(tiny_configs(head_dim)[family], dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

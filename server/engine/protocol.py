@@ -83,6 +83,7 @@ class TokenEvent:
     completion_tokens: tokens generated so far, the stop token included.
     prompt_logprobs: on the first event, if asked for: those of the prompt's tokens from the second one on.
     steered_tokens: so far, for each term of the plan, the token positions that it moved.
+    cached_tokens: of the prompt, whose keys and values were there from an earlier request.
     finish: set on the last event only.
     """
 
@@ -91,6 +92,7 @@ class TokenEvent:
     logprobs: tuple[PositionLogprobs, ...] = ()
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     steered_tokens: tuple[int, ...] = ()
+    cached_tokens: int = 0
     finish: FinishReason | None = None
 
 

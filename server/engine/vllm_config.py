@@ -104,7 +104,7 @@ def set_environment(settings: VllmSettings) -> None:
 
 
 def refuse_arguments(given: Mapping[str, Any]) -> None:
-    """Refuse arguments that vLLM does not have, or that are not the caller's to set; raises ModelUnavailable."""
+    """Raise ModelUnavailable for arguments that vLLM does not have, or that are not the caller's to set."""
     from vllm import AsyncEngineArgs
 
     known = {field.name for field in fields(AsyncEngineArgs)}

@@ -37,6 +37,7 @@ from steering.vllm.plugin import CHILD
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER = 2
+LAST_SECONDS = 5.0  # for vLLM's processes to end
 LONG_PROMPT = 32  # tokens from which choices of one prompt wait for the first one's cache
 WARM_UP = GenerationJob("warm-up", (0,) * 8, SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True))
 
@@ -58,7 +59,7 @@ class VllmEngine:
 
     def __init__(self, checkpoint: Checkpoint, config: Any, limits: VllmLimits) -> None:
         self._checkpoint = checkpoint
-        self._config = config
+        self.config = config
         self._limits = limits
         self._llm: Any = None
         self._state: EngineState = "starting"
@@ -72,13 +73,13 @@ class VllmEngine:
 
     @property
     def card(self) -> ModelCard:
-        parts, model = self._checkpoint.parts, self._config.model_config
+        parts, model = self._checkpoint.parts, self.config.model_config
         return ModelCard(
             identity=self._checkpoint.identity,
             tokenizer=parts.tokenizer,
             context_length=model.max_model_len,
             vocabulary_size=int(parts.config.get_text_config().vocab_size),
-            device=str(self._config.device_config.device_type),
+            device=str(self.config.device_config.device_type),
             dtype=str(model.dtype).removeprefix("torch."),
             end_tokens=tuple(sorted(self._checkpoint.end_tokens)),
         )
@@ -89,12 +90,16 @@ class VllmEngine:
 
         os.environ[CHILD] = str(os.getpid())
         try:
-            self._llm = AsyncLLM.from_vllm_config(self._config, disable_log_stats=True)
+            self._llm = AsyncLLM.from_vllm_config(self.config, disable_log_stats=True)
             workers = await self.describe()
         except Exception as error:
             self._fail(f"vLLM could not start: {last_cause(error)}")
             raise ModelUnavailable(f"{self._reason}; its log above says more") from error
-        self._see_that_all_are_steered(workers)
+        try:
+            self._see_that_all_are_steered(workers)
+        except ModelUnavailable:
+            await self.close()
+            raise
         self._state = "ready"
         async for _ in self.stream(WARM_UP):
             pass
@@ -106,6 +111,9 @@ class VllmEngine:
 
     def _see_that_all_are_steered(self, workers: list[dict[str, Any]]) -> None:
         identity = self._checkpoint.identity
+        refusals = [worker["refused"] for worker in workers if "refused" in worker]
+        if refusals:
+            raise ModelUnavailable(refusals[0])
         there = {layer for worker in workers for layer in worker["layers"]}
         sizes = {worker["hidden_size"] for worker in workers}
         if there != set(range(identity.layers)) or sizes != {identity.hidden_size}:
@@ -124,7 +132,9 @@ class VllmEngine:
             task.cancel("the server is shutting down")
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._llm is not None:
-            await asyncio.to_thread(self._llm.shutdown)
+            if self._llm.output_handler is not None:
+                self._llm.output_handler.cancel()
+            await asyncio.to_thread(self._llm.shutdown, LAST_SECONDS)
 
     def health(self) -> EngineHealth:
         if self._state == "ready" and self._llm.errored:
@@ -244,10 +254,10 @@ class Answer:
 
     def take(self, output: Any) -> TokenEvent:
         """Return what a RequestOutput with new tokens makes certain; tokens beyond the end are left out."""
-        choice = output.outputs[0]
+        choice, cached = output.outputs[0], output.num_cached_tokens or 0
         prompt_logprobs = self._prompt_logprobs(output)
         if not self._job.sampling.max_tokens:
-            return TokenEvent("", 0, (), prompt_logprobs, self._steered(), finish="length")
+            return TokenEvent("", 0, (), prompt_logprobs, self._steered(), cached, "length")
         said, logprobs, finish = "", [], None
         for place, token in enumerate(choice.token_ids):
             self._count += 1
@@ -257,7 +267,9 @@ class Answer:
                 logprobs.append(self._position(token, choice.logprobs[place], self._job.sampling.logprobs))
             if finish:
                 break
-        return TokenEvent(said, self._count, tuple(logprobs), prompt_logprobs, self._steered(), finish)
+        return TokenEvent(
+            said, self._count, tuple(logprobs), prompt_logprobs, self._steered(), cached, finish
+        )
 
     def _complete_with(self, token: int) -> bool:
         if self._matcher is None or token in self._writing.final:

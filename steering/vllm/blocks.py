@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from vllm.model_executor.models.utils import PPMissingLayer
 
+from steering.blocks import BLOCK_LISTS
+
 LAYER = "grainserve_layer"  # a block's attribute: its place among the model's blocks
 DEFERRED = "residual"  # the argument of blocks that put off their last sum
 
@@ -37,8 +39,8 @@ def decoder_blocks(model: nn.Module, layers: int) -> list[nn.Module]:
         blocks
         for module in language.modules()
         if hasattr(module, "start_layer")
-        and isinstance(blocks := getattr(module, "layers", None), nn.ModuleList)
-        and len(blocks) == layers
+        for name in BLOCK_LISTS
+        if isinstance(blocks := getattr(module, name, None), nn.ModuleList) and len(blocks) == layers
     ]
     if len(found) != 1:
         raise Unsteerable(

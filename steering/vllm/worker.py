@@ -17,6 +17,7 @@ from steering.vllm.plugin import NAME
 from steering.vllm.station import Scheduled, Shape, Station
 
 STATION = "grainserve_station"  # a model runner's attribute
+REFUSAL = "grainserve_refusal"  # another: why its model cannot be steered
 OPTIONS = NAME  # in vLLM's additional_config, which its compilation cache is keyed by too
 
 
@@ -37,7 +38,10 @@ class SteeringWorker:
         station_of(self.model_runner).verify()
 
     def grainserve_describe(self) -> dict[str, Any]:
-        """Return what is steered here, and how many graphs were compiled so far."""
+        """Return what is steered here, or why nothing can be; and how many graphs were compiled so far."""
+        refusal = getattr(self.model_runner, REFUSAL, None)
+        if refusal is not None:
+            return {"refused": refusal}
         shape = station_of(self.model_runner).shape
         return {
             "layers": list(shape.layers),
@@ -132,7 +136,10 @@ def prepare_loaded(load_model: Callable[..., None]) -> Callable[..., None]:
     def load_and_prepare(self: Any, **named: Any) -> None:
         load_model(self, **named)
         if OPTIONS in (self.vllm_config.additional_config or {}):
-            prepare_runner(self.model_runner, self.vllm_config)
+            try:
+                prepare_runner(self.model_runner, self.vllm_config)
+            except Unsteerable as error:  # told when the server asks, rather than at the end of a long trace
+                setattr(self.model_runner, REFUSAL, str(error))
 
     load_and_prepare.__wrapped__ = load_model  # type: ignore[attr-defined]
     return load_and_prepare
