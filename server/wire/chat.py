@@ -5,7 +5,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.wire.base import SEEDS, Wire, only
-from server.wire.limits import MOST_MESSAGES, Identifier, Metadata, TemplateArguments, User
+from server.wire.limits import (
+    MOST_MESSAGES,
+    UNREASONED,
+    UNVARIED,
+    Identifier,
+    Metadata,
+    ServiceTier,
+    TemplateArguments,
+    User,
+)
 from server.wire.messages import Message
 from server.wire.sampling import SamplingFields
 from server.wire.steering import SteeringRequest
@@ -48,7 +57,7 @@ class ChatRequest(SamplingFields):
     user: User | None = None
     metadata: Metadata | None = None
     store: bool | None = None
-    service_tier: str | None = None
+    service_tier: ServiceTier | None = None
     safety_identifier: Identifier | None = None
     prompt_cache_key: Identifier | None = None
 
@@ -64,6 +73,6 @@ class ChatRequest(SamplingFields):
     prediction: Annotated[Any, only(None)] = None
     prompt_cache_options: Annotated[Any, only(None)] = None
     prompt_cache_retention: Annotated[Any, only(None)] = None
-    reasoning_effort: Annotated[Any, only(None)] = None
-    verbosity: Annotated[Any, only(None)] = None
+    reasoning_effort: Annotated[Any, UNREASONED] = None
+    verbosity: Annotated[Any, UNVARIED] = None
     web_search_options: Annotated[Any, only(None)] = None

@@ -2,11 +2,19 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.wire.base import OBJECT, SCHEMA, SEEDS, TEXT, Wire, one_of_kinds, only
-from server.wire.limits import Identifier, Metadata, TemplateArguments, User
+from server.wire.limits import (
+    UNREASONED,
+    UNVARIED,
+    Identifier,
+    Metadata,
+    ServiceTier,
+    TemplateArguments,
+    User,
+)
 from server.wire.response_input import Input
 from server.wire.sampling import SamplingFields
 from server.wire.steering import SteeringRequest
@@ -56,7 +64,7 @@ Format = Annotated[
 
 class TextConfig(Wire):
     format: Format | None = None
-    verbosity: Annotated[Any, only(None)] = None
+    verbosity: Annotated[Any, UNVARIED] = None
 
 
 class FlatTool(FunctionKind):
@@ -96,13 +104,14 @@ class ResponseStreamOptions(Wire):
     include_obfuscation: Annotated[Any, only(None, False)] = None
 
 
-def nothing_asked(reasoning: Any) -> Any:
-    """Accept what answers say of reasoning: an object whose values are all null."""
-    if reasoning is None or (isinstance(reasoning, dict) and not any(map(bool, reasoning.values()))):
-        return reasoning
-    raise PydanticCustomError(
-        "unsupported_parameter", "this server's models do not reason apart; leave it out"
-    )
+class Reasoning(Wire):
+    """What there is none of; what answers say of it can be sent back."""
+
+    effort: Annotated[Any, UNREASONED] = None
+    context: Annotated[Any, only(None)] = None
+    generate_summary: Annotated[Any, only(None)] = None
+    mode: Annotated[Any, only(None)] = None
+    summary: Annotated[Any, only(None)] = None
 
 
 class ResponseRequest(SamplingFields):
@@ -130,7 +139,7 @@ class ResponseRequest(SamplingFields):
     store: bool | None = None
     user: User | None = None
     metadata: Metadata | None = None
-    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    service_tier: ServiceTier | None = None
     safety_identifier: Identifier | None = None
     prompt_cache_key: Identifier | None = None
     truncation: Annotated[Any, only(None, "disabled")] = None
@@ -144,7 +153,7 @@ class ResponseRequest(SamplingFields):
     ] = None
 
     # Documented by OpenAI and not done here.
-    reasoning: Annotated[Any, AfterValidator(nothing_asked)] = None
+    reasoning: Reasoning | None = None
     max_tool_calls: Annotated[Any, only(None)] = None
     access_programs: Annotated[Any, only(None)] = None
     background_options: Annotated[Any, only(None)] = None

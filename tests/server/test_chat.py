@@ -215,3 +215,8 @@ def test_a_served_name_stands_beside_the_models_id(start: Any) -> None:
     assert server.answer(model="scripted")["model"] == "scripted"
     assert server.answer(model="alias:7b:cheerful")["steering"][0]["profile"] == "cheerful"
     assert server.refusal(model="alias")["code"] == "model_not_found"
+
+
+def test_what_asks_for_the_answers_that_there_are_is_accepted(server: Running) -> None:
+    plain = server.answer()["choices"]
+    assert server.answer(reasoning_effort="none", verbosity="medium", service_tier="flex")["choices"] == plain

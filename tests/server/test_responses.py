@@ -323,7 +323,8 @@ def test_a_response_is_one_answer_so_strengths_are_no_list(server: Running) -> N
 def test_what_asks_for_nothing_is_accepted(server: Running) -> None:
     answer(
         server,
-        reasoning={"effort": None, "summary": None},
+        reasoning={"effort": "none", "summary": None},
+        text={"verbosity": "medium"},
         background=False,
         truncation="disabled",
         service_tier="auto",

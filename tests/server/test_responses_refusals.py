@@ -169,6 +169,10 @@ def test_what_openai_does_and_this_server_does_not_is_said(server: Running, fiel
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"safety_identifier": "x" * 65}, "safety_identifier"),
         ({"stream_options": {}}, "stream_options"),
+        ({"service_tier": "bogus"}, "service_tier"),
+        ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
+        ({"reasoning": "none"}, "reasoning"),
+        ({"text": {"verbosity": "high"}}, "text.verbosity"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
     ],
 )
@@ -287,7 +291,7 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(start: Start) -
         ("max_tokens", "send 'max_output_tokens'"),
         ("functions", "send 'tools'"),
         ("function_call", "send 'tool_choice'"),
-        ("verbosity", "leave it out"),
+        ("verbosity", "leave it out, or send 'text': {'verbosity': 'medium'}"),
         ("add_generation_prompt", "/v1/chat/completions has it"),
     ],
 )
