@@ -31,6 +31,7 @@ CODES = {
     "extra_forbidden": "unknown_parameter",
     "unsupported_parameter": "unsupported_parameter",
     "missing": "missing_required_parameter",
+    "missing_parameter": "missing_required_parameter",
     "json_invalid": "invalid_json",
     "invalid_type": "invalid_type",
 }

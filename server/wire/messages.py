@@ -53,6 +53,9 @@ Content = Annotated[
 ]
 
 
+CallId = Annotated[str, Field(max_length=256)]
+
+
 class Message(Wire):
     """A message; an answer of ours can be sent back as it came.
 
@@ -62,7 +65,7 @@ class Message(Wire):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
-    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    tool_call_id: Annotated[CallId | None, Field(validate_default=True)] = None
     content: Annotated[Content | None, Field(validate_default=True)] = None
     name: str | None = None
     provider_specific_fields: dict[str, Any] | None = None
@@ -88,6 +91,13 @@ class Message(Wire):
             raise PydanticCustomError("missing", "required")
         return content
 
+    @field_validator("tool_call_id")
+    @classmethod
+    def need_call(cls, call: str | None, others: ValidationInfo) -> str | None:
+        if call is None and others.data.get("role") == "tool":
+            raise PydanticCustomError("missing_parameter", "required: the id of the call that it answers")
+        return call
+
     @property
     def text(self) -> str:
         if isinstance(self.content, str) or self.content is None:
@@ -108,6 +118,4 @@ def amiss(message: dict[str, Any]) -> str | None:
         return "tool_calls are an assistant's"
     if message.get("tool_call_id") is not None and role != "tool":
         return "tool_call_id is for the role 'tool'"
-    if role == "tool" and message.get("tool_call_id") is None:
-        return "a message of the role 'tool' needs the tool_call_id of the call that it answers"
     return None

@@ -80,6 +80,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({"safety_identifier": "x" * 65}, "safety_identifier"),
         ({"prompt_cache_key": "x" * 65}, "prompt_cache_key"),
         ({"messages": [USER] * 2049}, "messages"),
+        ({"service_tier": "bogus"}, "service_tier"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_fields_path(server: Running, fields: Any, param: str) -> None:
@@ -145,7 +146,6 @@ def test_a_field_of_another_api_is_told_what_to_send_here(
         ({"role": "user", "content": [IMAGE]}, "messages[0].content[0].image_url", "takes no images"),
         ({"role": "user", "content": [{"type": "input_audio"}]}, "messages[0].content[0]", "no audio"),
         ({"role": "user", "content": [{"type": "scent"}]}, "messages[0].content[0]", "send 'text'"),
-        ({"role": "tool", "content": "1"}, "messages[0]", "tool_call_id"),
         ({"role": "user", "content": "1", "tool_call_id": "a"}, "messages[0]", "for the role 'tool'"),
         ({"role": "user", "content": "1", "tool_calls": [CALL]}, "messages[0]", "an assistant's"),
         ({"role": "function", "name": "f", "content": "1"}, "messages[0]", "send 'tool'"),
@@ -157,6 +157,12 @@ def test_messages_that_make_no_sense_are_refused(
     error = server.refusal(messages=[message])
     assert (error["status"], error["code"], error["param"]) == (400, "unsupported_parameter", param)
     assert word in error["message"]
+
+
+def test_a_result_of_no_call_is_told_what_it_lacks(server: Running) -> None:
+    error = server.refusal(messages=[USER, {"role": "tool", "content": "1"}])
+    assert (error["param"], error["code"]) == ("messages[1].tool_call_id", "missing_required_parameter")
+    assert "the id of the call" in error["message"]
 
 
 def test_a_missing_field_is_named(server: Running) -> None:
