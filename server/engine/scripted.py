@@ -184,7 +184,7 @@ class Answer:
             scripted_logprobs(token, self._job.sampling.logprobs),
             prompt_logprobs(self._job) if self._tokens == 1 else (),
             steered_tokens(self._job.plan, len(self._job.prompt), self._tokens),
-            finish,
+            finish=finish,
         )
 
 
