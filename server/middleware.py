@@ -20,8 +20,7 @@ from steering.errors import SteeringError
 
 logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset({"/health", "/ready"})
-UNSAFE = re.compile(r"[^A-Za-z0-9._:-]")
-MAX_ID = 128
+USABLE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Envelope:
@@ -77,8 +76,9 @@ class Envelope:
 
 
 def request_id_of(headers: Headers) -> str:
-    """Return the caller's request id, cut to what is safe to echo and log, or a new one."""
-    return UNSAFE.sub("", headers.get("x-request-id", ""))[:MAX_ID] or uuid.uuid4().hex
+    """Return the caller's request id where it is safe to echo and log, else a new one."""
+    own = headers.get("x-request-id", "")
+    return own if USABLE.fullmatch(own) else uuid.uuid4().hex
 
 
 class KeyCheck:
