@@ -276,7 +276,7 @@ def meaning(plan: SteeringPlan) -> list[tuple[object, ...]]:
 
 def said(terms: Sequence[AskedTerm]) -> str:
     text = written([WrittenTerm(term.name, term.version, term.strength) for term in terms])
-    return f"{place_of(terms)} ({quoted(text)})"
+    return f"{place_of(terms)} ({quoted(text) if text else 'none'})"
 
 
 def place_of(terms: Sequence[AskedTerm]) -> str:

@@ -77,6 +77,11 @@ def test_sources_that_disagree_are_refused(server: Running, body: Any, header: s
     assert "disagree" in error["message"]
 
 
+def test_no_steering_is_called_so_where_it_disagrees(server: Running) -> None:
+    error = server.refusal(model="scripted:cheerful", steering=[])
+    assert error["message"] == "steering (none) and model ('cheerful') disagree; say the steering once"
+
+
 def test_the_strength_header_is_the_strength_of_the_one_profile(server: Running) -> None:
     [proof] = by_header(server, "cheerful@1", "-0.5").json()["steering"]
     assert (proof["version"], proof["strength"]) == (1, -0.5)
