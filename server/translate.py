@@ -38,7 +38,7 @@ from server.wire.structure import JsonObjectFormat, JsonSchemaFormat, TextFormat
 from steering.errors import InvalidRequest, InvalidSteering
 from steering.images import ImageLimits
 from steering.picturing import Prompt, Rendering
-from steering.types import SteeringPlan
+from steering.types import ModelIdentity, SteeringPlan
 from steering.vision import ImageInputs
 
 
@@ -170,9 +170,14 @@ class Translator:
         suffix = self.served.suffix_of(model)
         others = (None if suffix is None else asked_in_string(suffix, "model"), asked_in_headers(headers))
         steerings = swept(steering, n)
-        resolver = replace(self.resolver, pausing=constrained)
+        resolver = replace(self.resolver, model=self.identity, pausing=constrained)
         plans = [agreed_plan((asked_in_body(each), *others), resolver) for each in steerings]
         return plans if len(plans) > 1 else plans * (n or 1)
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The model, under the name that callers know."""
+        return replace(self.card.identity, id=self.served.name)
 
     @property
     def fingerprint(self) -> str:
@@ -234,9 +239,8 @@ class StreamedUsage(TypedDict):
 
 
 def streamed_usage(options: StreamOptions | None) -> StreamedUsage:
-    """Return which usage a stream tells, as fields of a run; continuous usage has a last one too."""
-    continuous = bool(options and options.continuous_usage_stats)
+    """Return which usage a stream tells, as fields of a run."""
     return {
-        "include_usage": continuous or bool(options and options.include_usage),
-        "continuous_usage": continuous,
+        "include_usage": bool(options and options.include_usage),
+        "continuous_usage": bool(options and options.continuous_usage_stats),
     }

@@ -5,12 +5,12 @@ from typing import Any, Literal, NotRequired
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from typing_extensions import TypedDict
 
 from server.routes import documented
 from server.service import Service, service_of
-from server.steering_option import asked_in_string
 from steering.errors import InvalidRequest, ModelNotFound
 from vector_store.manifest import incompatibility
 
@@ -55,7 +55,7 @@ async def retrieve_model(request: Request, model_id: str) -> dict[str, Any]:
     if suffix is None:
         return described(model_id, None)
     try:
-        await run_in_threadpool(service.translator.resolver.plan, asked_in_string(suffix, "model"))
+        await run_in_threadpool(service.translator.plans_of, model_id, None, Headers(), None)
     except InvalidRequest as error:
         raise ModelNotFound(error.message, "model") from error
     return described(model_id, model_id.removesuffix(f":{suffix}"))

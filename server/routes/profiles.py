@@ -61,7 +61,7 @@ class Detailed(Listed):
 async def list_profiles(request: Request) -> dict[str, Any]:
     service = service_of(request)
     entries = await run_in_threadpool(service.store.entries)
-    identity = service.engine.card.identity
+    identity = service.translator.identity
     return {"object": "list", "data": [listed(entry, identity) for entry in entries]}
 
 
@@ -79,7 +79,7 @@ def detailed(asked: str, service: Service) -> dict[str, Any]:
     manifest = service.store.get(name, version).manifest
     told = manifest.model_dump(mode="json", exclude={"name", "version", "digest", "schema_version"})
     return {
-        **summary(manifest, service.engine.card.identity),
+        **summary(manifest, service.translator.identity),
         **told,
         "versions": service.store.versions(name),
     }

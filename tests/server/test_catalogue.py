@@ -45,6 +45,17 @@ def test_a_models_name_may_hold_slashes(start: Any) -> None:
     assert get(server, "/v1/models/org%2Fmodel:cheerful")["parent"] == "org/model"
 
 
+def test_a_profile_that_does_not_fit_is_told_with_the_name_that_callers_know(start: Any) -> None:
+    server = start(served_model_name="org/model")
+    (foreign,) = [each for each in get(server, "/v1/steering/profiles")["data"] if each["name"] == "foreign"]
+    told = [
+        foreign["reason"],
+        server.refusal(model="org/model", steering="foreign")["message"],
+        error_of(server.client.get("/v1/models/org/model:foreign"))["message"],
+    ]
+    assert all("the model here is org/model (" in each for each in told)
+
+
 def test_profiles_are_listed_with_whether_they_fit(server: Running) -> None:
     listed = get(server, "/v1/steering/profiles")
     assert listed["object"] == "list"
