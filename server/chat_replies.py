@@ -107,7 +107,7 @@ def chunk(
     completion_tokens: int = 0,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return one chunk; with usage asked for, every chunk carries it, null but in the last."""
+    """Return one chunk; with usage asked for, every chunk carries it, null where the last tells it."""
     body: dict[str, Any] = {
         "id": run.id,
         "object": "chat.completion.chunk",
@@ -116,7 +116,7 @@ def chunk(
         "system_fingerprint": run.fingerprint,
         "choices": choices,
     }
-    if run.include_usage:
+    if run.include_usage or run.continuous_usage:
         body["usage"] = usage(run, completion_tokens) if run.continuous_usage else None
     if extra:
         body.update(extra)

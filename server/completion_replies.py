@@ -95,9 +95,9 @@ def head(run: CompletionRun) -> dict[str, Any]:
 def part(
     run: CompletionRun, choices: list[CompletionChoice], completion_tokens: int, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return one part of a stream; with usage asked for, every part carries it, null but in the last."""
+    """Return one part of a stream; with usage asked for, each carries it, null where the last tells it."""
     so_far = usage(run, completion_tokens) if run.continuous_usage else None
-    told = {"usage": so_far} if run.include_usage else {}
+    told = {"usage": so_far} if run.include_usage or run.continuous_usage else {}
     return {**head(run), "choices": choices, **told, **extra}
 
 

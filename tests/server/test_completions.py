@@ -181,6 +181,8 @@ def test_usage_is_streamed_as_asked_for(server: Running) -> None:
     assert last["choices"] == []
     assert last["usage"] == complete(server, n=2)["usage"]
     parts = parts_of(server, stream_options={"continuous_usage_stats": True})
+    assert [part["usage"]["completion_tokens"] for part in parts] == [1, 2, 3, 4, 5, 6]
+    parts = parts_of(server, stream_options={"continuous_usage_stats": True, "include_usage": True})
     assert [part["usage"]["completion_tokens"] for part in parts] == [1, 2, 3, 4, 5, 6, 6]
     assert parts_of(server, stream_options={"include_usage": False}) != []
 
@@ -439,7 +441,7 @@ def test_a_sweep_of_strengths_is_made_for_each_prompt(server: Running) -> None:
         ({"best_of": 2, "n": 3}, "best_of"),
         ({"best_of": 0}, "best_of"),
         ({"temperature": 2.1}, "temperature"),
-        ({"logit_bias": {"258": 1}}, "logit_bias"),
+        ({"logit_bias": {"258": 1}}, "logit_bias.258"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stream": 1}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -166,9 +166,11 @@ def test_going_on_from_nothing_is_refused(server: Running, fields: Any, param: s
     assert server.refusal(**fields)["param"] == param
 
 
-def test_usage_can_come_with_every_chunk(start: Start) -> None:
-    chunks = start().chunks(stream_options={"continuous_usage_stats": True})
+@pytest.mark.parametrize("last", [True, False])
+def test_usage_can_come_with_every_chunk_and_in_one_of_its_own(start: Start, last: bool) -> None:
+    options = {"continuous_usage_stats": True, "include_usage": last}
+    chunks = start().chunks(stream_options=options)
     assert all(chunk["usage"] is not None for chunk in chunks)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
-    assert chunks[-1]["choices"] == []
+    assert [not chunk["choices"] for chunk in chunks] == [False] * (len(chunks) - 1) + [last]
