@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from server.pairing import refuse_unpaired_items
 from server.run import Run
 from server.translate import refuse_stream_options
 from server.wire.chat import ChatRequest
@@ -182,6 +183,8 @@ def as_chat(request: ResponseRequest) -> tuple[ChatRequest, Terms]:
 def check_combinations(request: ResponseRequest) -> None:
     refuse_stream_options(request.stream_options, request.stream)
     refuse_sweeps(request.steering)
+    if not isinstance(request.input, str):
+        refuse_unpaired_items(request.input)
     if request.top_logprobs and not wants_logprobs(request):
         raise InvalidRequest(f"top_logprobs needs include: ['{LOGPROBS}']", "top_logprobs")
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from server.chat_replies import chunked, completion
 from server.chat_shapes import ChatChunk, ChatCompletion
+from server.pairing import refuse_unpaired
 from server.reading import body_of, parsed
 from server.routes import documented
 from server.routes.answering import answered
@@ -58,4 +59,5 @@ async def run_of(
 def looked_into(body: bytes, service: Service) -> tuple[ChatRequest, dict[str, str]]:
     """Return the request, and the URLs of its images."""
     asked = parsed(body, ChatRequest)
+    refuse_unpaired(asked.messages)
     return asked, service.translator.images_of(asked)

@@ -165,6 +165,42 @@ def test_a_result_of_no_call_is_told_what_it_lacks(server: Running) -> None:
     assert "the id of the call" in error["message"]
 
 
+CALLS = {"role": "assistant", "tool_calls": [CALL, {**CALL, "id": "b"}]}
+
+
+def result(call: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": call, "content": "1"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "word"),
+    [
+        ([USER, result("a")], "messages[1].tool_call_id", "'a'; send the call too"),
+        ([USER, CALLS, result("c")], "messages[2].tool_call_id", "'c'"),
+        ([USER, CALLS, result("a"), result("b"), USER, result("a")], "messages[5].tool_call_id", "'a'"),
+        ([USER, CALLS, result("b"), USER], "messages[1].tool_calls[0].id", "the call 'a' has no result"),
+        ([USER, CALLS, result("a"), CALLS], "messages[1].tool_calls[1].id", "the call 'b' has no result"),
+        ([USER, CALLS, USER], "messages[1].tool_calls[0].id", "the call 'a' has no result"),
+    ],
+)
+def test_calls_and_results_come_together(server: Running, messages: Any, param: str, word: str) -> None:
+    error = server.refusal(messages=messages)
+    assert (error["status"], error["param"]) == (400, param)
+    assert word in error["message"]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER, CALLS, result("b"), result("a")],
+        [USER, CALLS, result("b"), result("a"), USER, CALLS, result("a"), result("b"), USER],
+        [USER, CALLS, result("b"), result("a"), {"role": "assistant", "content": "fine"}, USER],
+    ],
+)
+def test_results_may_come_in_any_order(server: Running, messages: Any) -> None:
+    server.answer(messages=messages)
+
+
 def test_a_missing_field_is_named(server: Running) -> None:
     response = server.client.post(CHAT, json={"messages": [USER]})
     error = error_of(response)

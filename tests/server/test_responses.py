@@ -358,3 +358,9 @@ def test_the_schema_tells_the_body_the_answer_and_the_events(server: Running) ->
         told = schema["paths"][f"{PATH}/{{response_id}}{path}"][method]["responses"]
         assert "404" in told
         assert "200" not in told
+
+
+def test_results_may_come_after_words_of_either_side(server: Running) -> None:
+    aside = {"role": "assistant", "content": "look"}
+    for items in ([USER, CALLED, aside, RESULT], [USER, CALLED, USER, RESULT], [USER, CALLED, RESULT, USER]):
+        answer(server, input=items)

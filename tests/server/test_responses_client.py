@@ -97,14 +97,14 @@ def test_it_calls_and_sends_back_what_came(start: Start) -> None:
         assert call.parsed_arguments == {"city": "Oslo"}
         with client.responses.stream(model="scripted", input=[USER], tools=tools) as stream:
             assert [item.type for item in stream.get_final_response().output] == ["message", "function_call"]
-        result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
         plain = client.responses.create(model="scripted", input=[USER], tools=tools).output
         outputs: Any = (
-            first.output,
-            [each.to_dict() for each in plain],
-            [each.model_dump() for each in plain],
+            (first.output, first.output),
+            (plain, [each.to_dict() for each in plain]),
+            (plain, [each.model_dump() for each in plain]),
         )
-        for output in outputs:
+        for came, output in outputs:
+            result: Any = {"type": "function_call_output", "call_id": came[-1].call_id, "output": "rain"}
             client.responses.create(model="scripted", input=[USER, *output, result], tools=tools)
             told = prompt_text(server.engine.jobs[-1])
             assert "Let me look." in told
