@@ -81,7 +81,7 @@ class Translator:
         tooling = tooling_of(request, self.tool_format)
         grammar = self._grammar_of(request, tooling)
         plans = self.plans_of(request.model, request.steering, headers, request.n, grammar is not None)
-        prompt, inputs = self._prompt_of(request, images, tooling)
+        prompt, inputs = self.rendered(request, images, tooling)
         for plan in plans:
             refuse_without_images(plan, inputs)
         sampling = sampling_of(
@@ -110,9 +110,10 @@ class Translator:
             **streamed_usage(request.stream_options),
         )
 
-    def _prompt_of(
+    def rendered(
         self, request: ChatRequest, images: Mapping[str, str | bytes], tooling: Tooling | None
     ) -> Prompt:
+        """Return the token ids and the images that the template makes of the request's messages and tools."""
         pictured = self.card.pictured
         conversation = conversation_of(request.messages, sees=pictured is not None)
         if not self.tool_format.native:

@@ -26,6 +26,7 @@ NONE_KEPT: dict[str, Any] = {
     "response_description": "No response is kept.",
     "response_model": None,
 }
+NOT_DONE = {**NONE_KEPT, "response_description": "Not done here; the error says what is."}
 router = APIRouter()
 
 
@@ -79,3 +80,15 @@ async def find_response(response_id: str) -> None:
         "of a new one",
         "response_id",
     )
+
+
+@router.post(f"{PATH}/input_tokens", **NOT_DONE)
+async def count_input_tokens() -> None:
+    """Say what counts tokens."""
+    raise NotFound("input is not counted here; POST /tokenize counts the tokens of messages and tools")
+
+
+@router.post(f"{PATH}/compact", **NOT_DONE)
+async def compact_input() -> None:
+    """Say that no conversation is made shorter."""
+    raise NotFound("this server does not compact conversations; POST /tokenize says how many tokens one has")

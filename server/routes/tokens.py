@@ -11,16 +11,16 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from server.prompt_tokens import text_of
-from server.prompts import UnsupportedImages, conversation_of, placed_images, prompt_of, refuse_images
+from server.prompts import UnsupportedImages, placed_images, refuse_images
 from server.reading import body_of, parsed
 from server.routes import documented
 from server.sampling_option import check_tokens
 from server.service import Service, service_of
+from server.tooling import tooling_of
 from server.translate import Translator
-from server.wire.messages import Message
+from server.wire.chat import ChatRequest
 from server.wire.tokens import DetokenizeRequest, TokenizeRequest
 from steering.errors import InvalidRequest
-from steering.picturing import Rendering
 
 router = APIRouter()
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
@@ -98,27 +98,30 @@ def tokens_of(asked: TokenizeRequest, translator: Translator) -> list[int]:
         raise InvalidRequest("send either 'prompt' or 'messages'", "prompt")
     if asked.prompt is None:
         refuse_beside("messages", "add_special_tokens", asked.add_special_tokens)
-        return tokens_of_messages(asked.messages or [], asked.add_generation_prompt is not False, translator)
+        return tokens_of_messages(asked, translator)
+    refuse_beside("prompt", "tools", asked.tools or None)
     refuse_beside("prompt", "add_generation_prompt", asked.add_generation_prompt)
     special = asked.add_special_tokens is not False
     return list(translator.card.tokenizer(asked.prompt, add_special_tokens=special)["input_ids"])
 
 
-def refuse_beside(sent: str, field: str, value: bool | None) -> None:
+def refuse_beside(sent: str, field: str, value: object) -> None:
     if value is not None:
         raise InvalidRequest(f"{field} has no meaning beside '{sent}'; leave it out", field)
 
 
-def tokens_of_messages(
-    messages: list[Message], add_generation_prompt: bool, translator: Translator
-) -> list[int]:
-    rendering = Rendering(opens=add_generation_prompt)
-    images, pictured = dict(placed_images(messages)), translator.card.pictured
-    if pictured is None:
+def tokens_of_messages(asked: TokenizeRequest, translator: Translator) -> list[int]:
+    """Return the prompt that chat makes of the messages and tools; images are refused."""
+    same = ChatRequest.model_construct(
+        model=translator.served.name,
+        messages=asked.messages or [],
+        tools=asked.tools,
+        add_generation_prompt=asked.add_generation_prompt,
+    )
+    images = dict(placed_images(same.messages))
+    if translator.card.pictured is None:
         refuse_images(images)
-        conversation = conversation_of(messages, sees=False)
-        return list(prompt_of(conversation, translator.card.tokenizer, rendering))
     for place in images:
         raise UnsupportedImages("images are not counted here", place.removesuffix(".url"))
-    text = pictured.render(conversation_of(messages, sees=True), rendering)
-    return list(pictured.prompt(text, [])[0])
+    tokens, _ = translator.rendered(same, {}, tooling_of(same, translator.tool_format))
+    return list(tokens)

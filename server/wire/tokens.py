@@ -6,6 +6,7 @@ from pydantic import Field
 
 from server.wire.base import Wire, only
 from server.wire.messages import Message
+from server.wire.structure import MOST_TOOLS, Tool
 
 
 class TokenizeRequest(Wire):
@@ -13,13 +14,14 @@ class TokenizeRequest(Wire):
 
     add_special_tokens: unless false, the prompt is read with the tokens that the tokenizer puts around text.
     add_generation_prompt: unless false, the messages are rendered up to where an answer begins.
-    return_token_strs: the tokens also as the vocabulary has them.
+    tools: what chat would tell the model of. return_token_strs: the tokens also as the vocabulary has them.
     """
 
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
     add_special_tokens: bool | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
 
@@ -27,7 +29,6 @@ class TokenizeRequest(Wire):
     continue_final_message: Annotated[Any, only(None, False)] = None
     chat_template: Annotated[Any, only(None)] = None
     chat_template_kwargs: Annotated[Any, only(None, {})] = None
-    tools: Annotated[Any, only(None, [])] = None
 
 
 class DetokenizeRequest(Wire):

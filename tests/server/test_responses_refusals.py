@@ -302,3 +302,10 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(start: Start) -
 def test_fields_of_chat_are_told_what_to_send_here(server: Running, field: str, instead: str) -> None:
     error = refusal(server, **{field: "x"})
     assert (error["param"], error["message"]) == (field, f"{field}: not a field here; {instead}")
+
+
+@pytest.mark.parametrize("path", ["/input_tokens", "/compact"])
+def test_what_is_done_elsewhere_is_not_found_and_names_it(server: Running, path: str) -> None:
+    error = error_of(server.client.post(PATH + path, json=HELLO))
+    assert (error["status"], error["code"]) == (404, "not_found")
+    assert "/tokenize" in error["message"]

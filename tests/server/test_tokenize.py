@@ -15,6 +15,7 @@ from steering.picturing import pictured_of
 from tests.server.running import HELLO, Running, error_of
 from tests.server.test_completions import beginning_engine
 from tests.server.test_operations import references
+from tests.server.test_tools import WEATHER
 from tests.tiny_vlms import load_tiny_vlm
 
 USER = {"role": "user", "content": "hi"}
@@ -51,6 +52,22 @@ def test_a_conversation_is_counted_as_chat_counts_it(server: Running) -> None:
     assert closed["tokens"] == told["tokens"][: closed["count"]]
     opening = ask(server, "/detokenize", tokens=told["tokens"][closed["count"] :])
     assert opening == {"prompt": "<|im_start|>assistant\n"}
+
+
+def test_tools_calls_and_results_are_counted_as_chat_counts_them(server: Running) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city":"Oslo"}'}}
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    ]
+    for fields in ({"messages": [USER], "tools": [WEATHER]}, {"messages": messages, "tools": [WEATHER]}):
+        told = ask(server, "/tokenize", **fields)
+        server.answer(**fields)
+        assert tuple(told["tokens"]) == server.engine.jobs[-1].prompt
+    told = ask(server, "/tokenize", messages=[USER], tools=[])
+    assert told == ask(server, "/tokenize", messages=[USER])
+    assert ask(server, "/tokenize", prompt="a", tools=[])["count"] == 1
 
 
 def test_a_text_is_tokenised_as_completions_read_it(start: Any) -> None:
@@ -106,6 +123,8 @@ def test_the_models_names_and_their_steering_are_known(server: Running) -> None:
         ({"messages": [USER], "add_special_tokens": True}, "add_special_tokens"),
         ({"prompt": "a", "add_generation_prompt": True}, "add_generation_prompt"),
         ({"prompt": "a", "add_special_tokens": "no"}, "add_special_tokens"),
+        ({"prompt": "a", "tools": [WEATHER]}, "tools"),
+        ({"messages": [USER], "tools": [WEATHER, WEATHER]}, "tools[1].function.name"),
         ({"prompt": "a", "return_token_strs": 1}, "return_token_strs"),
         ({"messages": [USER], "continue_final_message": True}, "continue_final_message"),
         ({"messages": [USER], "chat_template": "{{ 1 }}"}, "chat_template"),
