@@ -4,31 +4,37 @@ It keys generated tokens apart in the prefix cache where they are steered otherw
 such requests vLLM behaves as it would without the plugin.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from typing import Any
 
 from steering.vllm.plans import KEY
 
 NAME = "grainserve"  # of the entry point
-# Set for the processes that an engine of this project starts, which leave the terminal's group.
+# Set to an engine's process id for the processes that it starts.
 CHILD = "STEERING_VLLM_ENGINE"
+PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
 
 def register() -> None:
     """Prepare this process; may be called more than once."""
     from vllm.v1.core import kv_cache_utils
 
-    leave_foreground()
+    if os.environ.get(CHILD) not in (None, str(os.getpid())):
+        follow_the_server()
     if not hasattr(kv_cache_utils.generate_block_hash_extra_keys, "__wrapped__"):
         kv_cache_utils.generate_block_hash_extra_keys = keyed_apart(
             kv_cache_utils.generate_block_hash_extra_keys
         )
 
 
-def leave_foreground() -> None:
-    """Take an engine's process out of its terminal's group: Ctrl-C is for the server, which drains first."""
-    if os.environ.get(CHILD) not in (None, str(os.getpid())):
-        os.setpgid(0, 0)
+def follow_the_server() -> None:
+    """Leave Ctrl-C to the server, which drains first, and end when it ends, however that came about."""
+    os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def keyed_apart(extra_keys: Any) -> Any:
