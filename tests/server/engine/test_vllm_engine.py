@@ -212,7 +212,7 @@ def test_families_that_sum_early_late_and_in_windows_are_steered(tmp_path: Path)
 def test_two_ranks_answer_as_one(tmp_path: Path, monkeypatch: Any, way: str, eager: bool) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     with on_vllm(tmp_path, eager=eager, **{way: 2}) as served:
-        # vLLM passes a call on to the workers of every data-parallel rank and returns the first one's answers.
+        # vLLM passes a call on to every data-parallel rank, and returns the first one's answers.
         workers = 1 if way.startswith("data") else 2
         assert len(served.run(served.engine.describe())) == workers
         jobs = mixed_jobs(served, 24, seed=4)
