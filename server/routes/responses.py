@@ -26,7 +26,6 @@ NONE_KEPT: dict[str, Any] = {
     "response_description": "No response is kept.",
     "response_model": None,
 }
-NOT_DONE = {**NONE_KEPT, "response_description": "Not done here; the error says what is."}
 router = APIRouter()
 
 
@@ -67,6 +66,19 @@ def looked_into(body: bytes, service: Service) -> tuple[ResponseRequest, ChatReq
         return asked, same, terms, service.translator.images_of(same)
 
 
+# Before the paths that name a response: of routes that share a path, the first says which methods there are.
+@router.post(f"{PATH}/input_tokens", include_in_schema=False)
+async def count_input_tokens() -> None:
+    """Say what counts tokens."""
+    raise NotFound("input is not counted here; POST /tokenize counts the tokens of messages and tools")
+
+
+@router.post(f"{PATH}/compact", include_in_schema=False)
+async def compact_input() -> None:
+    """Say that no conversation is made shorter."""
+    raise NotFound("this server does not compact conversations; POST /tokenize says how many tokens one has")
+
+
 @router.get(f"{PATH}/{{response_id}}", **NONE_KEPT)
 @router.delete(f"{PATH}/{{response_id}}", **NONE_KEPT)
 @router.post(f"{PATH}/{{response_id}}/cancel", **NONE_KEPT)
@@ -80,15 +92,3 @@ async def find_response(response_id: str) -> None:
         "of a new one",
         "response_id",
     )
-
-
-@router.post(f"{PATH}/input_tokens", **NOT_DONE)
-async def count_input_tokens() -> None:
-    """Say what counts tokens."""
-    raise NotFound("input is not counted here; POST /tokenize counts the tokens of messages and tools")
-
-
-@router.post(f"{PATH}/compact", **NOT_DONE)
-async def compact_input() -> None:
-    """Say that no conversation is made shorter."""
-    raise NotFound("this server does not compact conversations; POST /tokenize says how many tokens one has")

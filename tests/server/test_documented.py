@@ -71,6 +71,8 @@ def test_a_method_that_is_not_there_is_told_all_that_are(server: Running) -> Non
     response = server.client.put("/v1/responses/resp_1")
     assert response.status_code == 405
     assert set(response.headers["allow"].split(", ")) == {"GET", "DELETE"}
+    for path in ("input_tokens", "compact"):
+        assert server.client.put(f"/v1/responses/{path}").headers["allow"] == "POST"
 
 
 def test_a_field_that_may_only_be_absent_is_documented_so(server: Running) -> None:
