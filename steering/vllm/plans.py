@@ -65,7 +65,7 @@ def unpacked_request(told: Mapping[str, Any], known: Mapping[str, SteeringVector
 
 def packed_vectors(vectors: SteeringVectors) -> bytes:
     """Return a profile's deltas as safetensors, one float32 [hidden_size] a layer."""
-    return save({str(layer): delta.float().contiguous() for layer, delta in vectors.deltas.items()})
+    return save({str(layer): delta.float().clone() for layer, delta in vectors.deltas.items()})
 
 
 def unpacked_vectors(digest: str, packed: bytes, layers: Sequence[int]) -> SteeringVectors:
