@@ -77,7 +77,9 @@ check: $(INSTALLED)
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
-	$(RUN)/hadolint Dockerfile
+	$(RUN)/hadolint Dockerfile deploy/vllm.Dockerfile
+	$(RUN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.yaml
+	$(RUN)/kubernetes-validate --quiet --strict deploy/kubernetes.yaml
 
 # Needs npm for the clients of node; without it their tests are skipped.
 clients: $(INSTALLED)
