@@ -1,5 +1,6 @@
 """create_app: the only wiring."""
 
+import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
@@ -88,6 +89,8 @@ def running(engine: Engine) -> Callable[[FastAPI], AbstractAsyncContextManager[N
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await engine.start()
+        gc.collect()
+        gc.freeze()  # what is loaded stays: collections need not walk it again
         try:
             yield
         finally:

@@ -14,6 +14,9 @@ HEAD_SECONDS = 30.0  # for a head to arrive, beyond the time that a connection m
 STALLED_SECONDS = 120.0  # for a client to read on
 
 MALFORMED = Problem(400, "the request is not valid HTTP", "invalid_http")
+BEHIND_BODY = Problem(
+    400, "headers behind a body are not read; send steering and keys before it", "invalid_http"
+)
 TOO_LARGE = Problem(
     431,
     f"the request's headers are too large; this server reads {MOST_HEADERS} of them and "
@@ -31,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._bytes = 0  # of what was parsed of this head
         self._unparsed = 0  # at most, of a line that has not ended
         self._refusal = MALFORMED
+        self._deaf = False  # what else arrives is not read
         self._waiting: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -45,6 +49,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         began_before = self._in_head
         super().data_received(data)
         self._unparsed = self._unparsed + len(data) if began_before and self._in_head else 0
@@ -61,9 +67,15 @@ class BoundedProtocol(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header, or one of those that may follow a chunked body."""
-        super().on_header(name, value)
+        """Take a header; of those that may follow a chunked body, none says anything."""
         self._count(len(name) + len(value))
+        if self._in_head:
+            super().on_header(name, value)
+            if name.lower() == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise ValueError("a transfer encoding that is not read here")
+        elif b"steering" in name.lower() or name.lower() == b"authorization":
+            self._refusal = BEHIND_BODY
+            raise ValueError("it would be read too late")
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -83,9 +95,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stalled.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed with OpenAI's error object; while an answer is sent, just end it."""
+        """Answer what cannot be parsed with OpenAI's error object.
+
+        Behind a request that is whole it takes nothing from its answer, after which the connection closes.
+        """
         if not self._unoccupied and not self._unanswered_body:
-            self.transport.abort()
+            self._deaf = True
+            self.cycle.keep_alive = False
+            if self.cycle.more_body:
+                self.transport.abort()
             return
         if self.cycle is not None:
             self.cycle.disconnected = True  # whatever still reads the broken body learns it, and says nothing

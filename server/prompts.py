@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from server.nesting import MOST_DEPTH, crowded, deeper
 from server.wire.messages import ImagePart, Message
 from server.wire.structure import ToolCall
 from steering.errors import ContextLengthExceeded, InvalidRequest
@@ -65,13 +66,16 @@ def as_template_reads(message: Message, index: int, sees: bool) -> dict[str, Any
 
 
 def called(call: ToolCall, place: str) -> dict[str, Any]:
+    """Return the call as templates read it; its arguments are looked at before they are parsed."""
+    written = call.function.arguments or "{}"
     try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except ValueError:
+        arguments = None if crowded(written.encode()) else json.loads(written)
+    except (ValueError, RecursionError):
         arguments = None
-    if not isinstance(arguments, dict):
+    if not isinstance(arguments, dict) or deeper(arguments, MOST_DEPTH):
         raise InvalidRequest(
-            "arguments are a JSON object, written as a string", f"{place}.function.arguments"
+            f"arguments are a JSON object, written as a string, of at most {MOST_DEPTH} levels",
+            f"{place}.function.arguments",
         )
     return {"name": call.function.name, "arguments": arguments}
 

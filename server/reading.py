@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
+from server.nesting import MOST_CONTAINERS, crowded
 from server.problems import BodyRefused, WrongContentType
 from server.wire.base import Wire
 from steering.errors import InvalidRequest, InvalidSteering
@@ -37,6 +38,11 @@ def refuse_query(query: QueryParams) -> None:
 
 def parsed(body: bytes, model: type[Body]) -> Body:
     """Return the request that the body holds, or raise what is wrong with it."""
+    if crowded(body):
+        raise InvalidRequest(
+            f"there are more than {MOST_CONTAINERS} arrays and objects in the body, the most that this "
+            "server reads"
+        )
     try:
         request = model.model_validate_json(body)
     except ValidationError as error:

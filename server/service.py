@@ -14,6 +14,7 @@ from server.translate import Translator
 from vector_store.store import VectorStore
 
 TRANSLATIONS = 2  # requests read at a time, beside the event loop
+TOKENIZINGS = 1  # of texts that are only counted: requests for answers do not queue behind them
 PICTURES = 1  # of them with images, which take longer: words do not queue behind them
 
 
@@ -27,6 +28,7 @@ class Service:
     fetcher: Fetcher
     intake: Intake
     translating: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(TRANSLATIONS))
+    tokenizing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(TOKENIZINGS))
     picturing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(PICTURES))
 
 

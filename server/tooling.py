@@ -180,7 +180,7 @@ def call_schema(number: int, function: Function) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "name": {"const": function.name},
-            "arguments": moved(parameters_of(function), place),
+            "arguments": moved({k: v for k, v in parameters_of(function).items() if k != "$id"}, place),
         },
         "required": ["name", "arguments"],
         "additionalProperties": False,

@@ -3,17 +3,19 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.hf import from_tokenizer
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from server.nesting import MOST_DEPTH, children, deeper
 from steering.errors import InvalidRequest
+from vector_store.names import quoted
 
 # White space that JSON may have between its parts: enough to indent, too little to idle in.
 WHITE_SPACE = r"[ \n\t]{0,12}"
@@ -21,7 +23,8 @@ WHITE_SPACE = r"[ \n\t]{0,12}"
 OPTIONS: Any = {"whitespace_pattern": WHITE_SPACE, "coerce_one_of": True}
 MOST_EXACT = 2**53  # beyond it neighbouring integers are one number to many readers of JSON
 MOST_SCHEMA_BYTES = 128 * 1024
-MOST_SCHEMA_DEPTH = 48
+BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+SETTINGS = "x-guidance"  # of llguidance, inside a schema
 REMEMBERED = 64
 TRIED = 4
 
@@ -77,7 +80,7 @@ class Grammar:
     @property
     def annotated(self) -> str:
         """The schema with the options that it is compiled with, for engines that compile it themselves."""
-        return json.dumps({**json.loads(self.schema), "x-guidance": OPTIONS})
+        return json.dumps({**json.loads(self.schema), SETTINGS: OPTIONS})
 
     def matcher(self) -> Matcher:
         """Return a matcher at the beginning of an answer."""
@@ -101,9 +104,9 @@ class Grammars:
     def of_schema(self, schema: Mapping[str, Any], place: str) -> Grammar:
         """Return the grammar of a JSON schema; raises UnsupportedSchema on `place`."""
         text = json.dumps(schema)
-        if len(text) > MOST_SCHEMA_BYTES or deeper(schema, MOST_SCHEMA_DEPTH):
+        if len(text) > MOST_SCHEMA_BYTES or deeper(schema, MOST_DEPTH):
             raise UnsupportedSchema(
-                f"the schema is too large: the most is {MOST_SCHEMA_BYTES} bytes, {MOST_SCHEMA_DEPTH} levels",
+                f"the schema is too large: the most is {MOST_SCHEMA_BYTES} bytes, {MOST_DEPTH} levels",
                 place,
             )
         refuse_inexact(schema, place)
@@ -126,10 +129,36 @@ class Grammars:
         return compiled
 
     def _prepare(self, place: str) -> LLTokenizer:
-        try:
-            return from_tokenizer(self._tokenizer, self._vocabulary_size)
-        except ValueError as error:
-            raise InvalidRequest("this model's tokenizer cannot be constrained to JSON", place) from error
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise InvalidRequest("this model's tokenizer cannot be constrained to JSON", place)
+        plain = Tokenizer.from_str(unmatched(backend.to_str()))
+        plain.no_padding()
+        plain.no_truncation()
+        return LLTokenizer(plain.to_str(), self._vocabulary_size, self._tokenizer.eos_token_id)
+
+
+def unmatched(tokenizer: str) -> str:
+    """Return a tokenizer, as its file has it, that finds no special token in a text that spells one.
+
+    What a schema forces is tokenised; `<|im_end|>` in a constant is text, and must not end the answer.
+    """
+    described = json.loads(tokenizer)
+    names = {
+        token["content"]: f"\U0010fffd{token['id']}\U0010fffd"
+        for token in described["added_tokens"]
+        if token["special"]
+    }
+    for token in described["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    vocabulary = described["model"]["vocab"]
+    described["model"]["vocab"] = (
+        {names.get(name, name): index for name, index in vocabulary.items()}
+        if isinstance(vocabulary, dict)
+        else [[names.get(name, name), score] for name, score in vocabulary]
+    )
+    # A template that puts special tokens around a text names them; nothing here asks for it.
+    return json.dumps({**described, "post_processor": None})
 
 
 def tried(matcher: LLMatcher) -> str:
@@ -149,19 +178,26 @@ def told(error: str) -> str:
 
 
 def refuse_inexact(schema: Any, place: str) -> None:
-    if isinstance(schema, int) and abs(schema) > MOST_EXACT:
-        raise UnsupportedSchema(
-            f"{schema} cannot be kept to exactly; numbers go up to 2^53, send larger ones as strings", place
-        )
+    """Refuse numbers that cannot be kept to, and settings of the compiler."""
+    if isinstance(schema, Mapping):
+        bounds = [value for key, value in schema.items() if key in BOUNDS and isinstance(value, float)]
+        for number in bounds:
+            refuse_beyond(number, place)
+        factor = schema.get("multipleOf", 1)
+        if isinstance(factor, int | float) and factor <= 0:
+            raise UnsupportedSchema("multipleOf must be above zero", place)
+        if SETTINGS in schema:
+            raise UnsupportedSchema(f"{SETTINGS!r} is no part of a schema here; leave it out", place)
+    if isinstance(schema, int):
+        refuse_beyond(schema, place)
     for child in children(schema):
         refuse_inexact(child, place)
 
 
-def children(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-
-
-def deeper(value: Any, levels: int) -> bool:
-    if levels < 0:
-        return True
-    return any(deeper(child, levels - 1) for child in children(value))
+def refuse_beyond(number: float, place: str) -> None:
+    if abs(number) > MOST_EXACT:
+        raise UnsupportedSchema(
+            f"{quoted(str(number))} cannot be kept to exactly; numbers go up to 2^53, send larger ones as "
+            "strings",
+            place,
+        )

@@ -64,7 +64,7 @@ async def in_thread(answer: Callable[[bytes, Request, Translator], Any], request
     service: Service = service_of(request)
     body = await body_of(request)
     made = await to_thread.run_sync(
-        lambda: to_json(answer(body, request, service.translator)), limiter=service.translating
+        lambda: to_json(answer(body, request, service.translator)), limiter=service.tokenizing
     )
     return Response(made, media_type="application/json")
 

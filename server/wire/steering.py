@@ -17,6 +17,9 @@ Strength = Annotated[
 ]
 
 
+Layer = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class TermRequest(Wire):
     """One steering term as the caller writes it; null is the same as absent.
 
@@ -25,7 +28,7 @@ class TermRequest(Wire):
 
     profile: str
     strength: Strength | None = None
-    layers: Annotated[list[int], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
+    layers: Annotated[list[Layer], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
     positions: Positions | None = None
     tokens: Tokens | None = None
 

@@ -5,8 +5,12 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from server.wire.base import Wire, only
+from server.wire.limits import MOST_MESSAGES
 from server.wire.messages import Message
 from server.wire.structure import MOST_TOOLS, Tool
+
+MOST_CHARACTERS = 1_000_000
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
 
 
 class TokenizeRequest(Wire):
@@ -18,8 +22,8 @@ class TokenizeRequest(Wire):
     """
 
     model: str | None = None
-    prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    prompt: Annotated[str, Field(max_length=MOST_CHARACTERS)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     add_generation_prompt: bool | None = None

@@ -516,7 +516,8 @@ def test_more_choices_than_can_run_at_once_are_refused_for_good(start: Any) -> N
 def test_huge_lists_are_refused_soon(server: Running, prompt: Any) -> None:
     begin = time.perf_counter()
     error = refusal(server, prompt=prompt)
-    assert (error["status"], error["param"].partition("[")[0]) == (400, "prompt")
+    assert error["status"] == 400
+    assert "arrays and objects" in error["message"] or error["param"].partition("[")[0] == "prompt"
     assert time.perf_counter() - begin < 10
 
 

@@ -158,3 +158,66 @@ def test_a_client_that_takes_nothing_of_its_stream_is_cut_off(
         until(lambda: len(server.engine.jobs) == 8)
         until(lambda: server.app.state.service.intake.under_way == 0)
     assert server.answer()["choices"]
+
+
+def in_chunks(trailer: bytes) -> bytes:
+    body = json.dumps(HELLO).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+    return (
+        head.encode()
+        + b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        + f"{len(body):x}\r\n".encode()
+        + body
+        + b"\r\n0\r\n"
+        + trailer
+        + b"\r\n"
+    )
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("trailer", "status"),
+    [
+        (b"X-Steering-Profile: cheerful\r\n", 400),
+        (b"Authorization: Bearer key\r\n", 400),
+        (b"Content-Type: text/plain\r\n", 200),
+    ],
+)
+def test_headers_behind_a_body_say_nothing_however_they_arrive(
+    server: Running, trailer: bytes, status: int, pause: float
+) -> None:
+    sent = in_chunks(trailer)
+    cut = len(sent) - len(trailer) - 2 if pause else len(sent)
+    with opened(server) as connection:
+        connection.sendall(sent[:cut])
+        time.sleep(pause)
+        connection.sendall(sent[cut:])
+        answered, _, body = answer_on(connection)
+    assert answered == status
+    if status == 400:
+        assert "before it" in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffffff\r\n{}",
+        b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+        b"Content-Length: -1\r\n\r\n{}",
+    ],
+)
+def test_a_body_that_cannot_be_measured_is_told_so(server: Running, headers: bytes) -> None:
+    with opened(server) as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: h\r\n".encode() + headers)
+        status, _, body = answer_on(connection)
+    assert (status, body["error"]["code"]) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize("length", [b"", b"Content-Length: 2\r\n"])
+def test_what_follows_a_shorter_body_does_not_take_its_answer(server: Running, length: bytes) -> None:
+    with opened(server) as connection:
+        sent = f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n".encode()
+        connection.sendall(sent + length + b"\r\n{}trailing garbage that is no request\r\n\r\n")
+        raw = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert raw.startswith(b"HTTP/1.1 400")

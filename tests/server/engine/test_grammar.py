@@ -148,3 +148,48 @@ def test_an_answer_that_is_cut_off_ends_with_its_length(tiny_model: Loader) -> N
         request = batch.add(short)
         batch.run()
     assert batch.results[request][-1].finish == "length"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"const": "<|end|>"},
+        {"const": "a<|user|>b <|end|>"},
+        {"type": "string", "pattern": r"^<\|end\|>$"},
+        {
+            "type": "object",
+            "properties": {"<|end|>": {"enum": ["<|assistant|>", "x"]}},
+            "required": ["<|end|>"],
+            "additionalProperties": False,
+        },
+    ],
+)
+def test_what_spells_a_special_token_is_text(tiny_model: Loader, schema: dict[str, Any]) -> None:
+    loaded = tiny_model("llama")
+    with bench(loaded) as batch:
+        request = batch.add(constrained("job", grammars_of(loaded).of_schema(schema, "x"), temperature=0.0))
+        batch.run()
+        events = batch.results[request]
+    said = text_of(events)
+    assert events[-1].finish == "stop"
+    assert "<|end|>" in said
+    json.loads(said)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"),
+    [
+        ({"type": "integer", "minimum": 1e19}, "up to 2\\^53"),
+        ({"anyOf": [{"type": "number", "exclusiveMaximum": -1e300}]}, "up to 2\\^53"),
+        ({"type": "integer", "multipleOf": -3}, "above zero"),
+        ({"type": "integer", "maximum": int("9" * 4000)}, "up to 2\\^53"),
+        ({"type": "object", "x-guidance": {"item_separator": ";"}}, "x-guidance"),
+        ({"items": {"x-guidance": {"lenient": True}}, "type": "array"}, "x-guidance"),
+    ],
+)
+def test_schemas_that_would_not_be_kept_to_are_refused(
+    tiny_model: Loader, schema: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UnsupportedSchema, match=said) as refusal:
+        grammars_of(tiny_model("llama")).of_schema(schema, "x")
+    assert len(refusal.value.message) < 400
