@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from server.nesting import MOST_DEPTH, crowded, deeper
+from server.nesting import MOST_CONTAINERS, MOST_DEPTH, crowded, deeper
 from server.wire.messages import ImagePart, Message
 from server.wire.structure import ToolCall
 from steering.errors import ContextLengthExceeded, InvalidRequest
@@ -74,7 +74,8 @@ def called(call: ToolCall, place: str) -> dict[str, Any]:
         arguments = None
     if not isinstance(arguments, dict) or deeper(arguments, MOST_DEPTH):
         raise InvalidRequest(
-            f"arguments are a JSON object, written as a string, of at most {MOST_DEPTH} levels",
+            f"arguments are a JSON object, written as a string, of at most {MOST_DEPTH} levels and "
+            f"{MOST_CONTAINERS} arrays and objects",
             f"{place}.function.arguments",
         )
     return {"name": call.function.name, "arguments": arguments}
