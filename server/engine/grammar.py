@@ -46,6 +46,14 @@ class Matcher:
         """Whether nothing can follow what there is."""
         return bool(self._matcher.is_stopped())
 
+    def end(self) -> None:
+        """Take an end token; raises UnsupportedSchema where the answer may not end."""
+        if not self._matcher.is_accepting():
+            raise UnsupportedSchema(
+                "the schema spells a token that ends answers, which this engine cannot write as text",
+                self._place,
+            )
+
     def allowed(self) -> Tensor:
         """Return which tokens may come next, bool [vocabulary]."""
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8).astype(bool)

@@ -271,7 +271,10 @@ class Answer:
         )
 
     def _complete_with(self, token: int) -> bool:
-        if self._matcher is None or token in self._writing.final:
+        if self._matcher is None:
+            return False
+        if token in self._writing.final:
+            self._matcher.end()
             return False
         self._matcher.take(token)
         return self._matcher.complete

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from server.engine.grammar import Grammars
+from server.engine.grammar import Grammars, UnsupportedSchema
 from server.engine.protocol import GenerationJob, PositionLogprobs, SamplingParams, TokenEvent
 from tests.server.engine.on_vllm import OnVllm, on_vllm
 from tests.server.engine.reference import greedy_job, random_vectors, term
@@ -103,6 +103,15 @@ def test_schemas_hold_and_leave_the_neighbours_free(served: OnVllm) -> None:
     assert [whole(each) for each in found] == [whole(each) for each in expected]
     assert whole(found[1])[0] in ('"xyz"', '"no"')
     assert found[1][-1].finish == "stop"
+
+
+def test_a_schema_that_spells_an_end_token_is_refused_rather_than_cut_off(served: OnVllm) -> None:
+    card = served.engine.card
+    grammar = Grammars(card.tokenizer, card.vocabulary_size, card.end_tokens).of_schema(
+        {"const": "<|end|>"}, "schema"
+    )
+    with pytest.raises(UnsupportedSchema):
+        served.events([asked(served, "spells", grammar=grammar, max_tokens=40, ignore_eos=False)])
 
 
 def test_a_seed_says_the_same_again_and_another_something_else(served: OnVllm) -> None:
