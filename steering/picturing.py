@@ -53,10 +53,14 @@ WORDS = frozenset({"input_ids", "attention_mask"})
 
 
 class Pictured:
-    """Turns conversations with images into prompts, for one vision-language model."""
+    """Turns conversations with images into prompts, for one vision-language model.
 
-    def __init__(self, processor: Any, image_token: int) -> None:
+    keeps: prompts keep their text and pictures beside what the model takes.
+    """
+
+    def __init__(self, processor: Any, image_token: int, keeps: bool = False) -> None:
         self._processor = processor
+        self._keeps = keeps
         self.image_token = image_token
         self._template = chat_template_of(processor)
         self.placeholder = str(processor.image_token)
@@ -97,7 +101,10 @@ class Pictured:
             raise InvalidRequest(reason, "messages") from error
         ids = tuple(made["input_ids"][0].tolist())
         tensors = {name: tensor for name, tensor in made.items() if name not in WORDS}
-        return ids, ImageInputs(tensors, token_spans(ids, self.image_token))
+        spans = token_spans(ids, self.image_token)
+        if not self._keeps:
+            return ids, ImageInputs(tensors, spans)
+        return ids, ImageInputs(tensors, spans, text, tuple(pictures))
 
     def _refuse_placeholders(self, conversation: Conversation) -> None:
         for index, message in enumerate(conversation):
@@ -172,16 +179,21 @@ def pictured_of(loaded: LoadedModel) -> Pictured:
     return Pictured(loaded.processor, loaded.image_token)
 
 
+def grey_prompt(pictured: Pictured) -> tuple[tuple[int, ...], ImageInputs]:
+    """Return a prompt with a grey picture, to see whether a model can be served with images."""
+    parts = [{"type": "image"}, {"type": "text", "text": PROBE}]
+    prompt, images = pictured.prompt(
+        pictured.render([{"role": "user", "content": parts}]), [Image.new("RGB", (64, 48), "gray")]
+    )
+    assert images is not None
+    return prompt, images
+
+
 def try_images(loaded: LoadedModel) -> None:
     """Send an image through the processor and the vision tower; raises ModelUnavailable where one fails."""
     transformers_logging.set_verbosity_error()
-    parts = [{"type": "image"}, {"type": "text", "text": PROBE}]
     try:
-        pictured = pictured_of(loaded)
-        prompt, images = pictured.prompt(
-            pictured.render([{"role": "user", "content": parts}]), [Image.new("RGB", (64, 48), "gray")]
-        )
-        assert images is not None
+        prompt, images = grey_prompt(pictured_of(loaded))
         with opened(loaded) as door:
             door.join(prompt, images)
     except Exception as error:

@@ -23,11 +23,13 @@ class ImageInputs:
     """A prompt's images as its model takes them.
 
     tensors: what the processor made beside the token ids. spans: where the tokens of image pieces stand
-    in the prompt, as (begin, end).
+    in the prompt, as (begin, end). text, pictures: what both were made of, for engines that make them anew.
     """
 
     tensors: Mapping[str, Tensor]
     spans: tuple[tuple[int, int], ...]
+    text: str = ""
+    pictures: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

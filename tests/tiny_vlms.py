@@ -334,12 +334,12 @@ VLMS: dict[str, TinyFamily] = {
 }
 
 
-def save_tiny_vlm(family: str, folder: Path) -> None:
+def save_tiny_vlm(family: str, folder: Path, head_dim: int = 8) -> None:
     """Write a checkpoint as the hub has them: model, tokenizer, image processor, chat template."""
     spec = VLMS[family]
     tokenizer = spec.tokenizer
     image = tokenizer.convert_tokens_to_ids(spec.image)
-    save_random(spec.configure(text_config(len(tokenizer)), image), folder)
+    save_random(spec.configure(text_config(len(tokenizer), head_dim=head_dim), image), folder)
     tokenizer.save_pretrained(folder)
     spec.images().save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE.replace("PLACE", spec.place or spec.image))

@@ -64,6 +64,9 @@ class VllmSettings(EngineSettings, Protocol):
     @property
     def max_profiles(self) -> int: ...
 
+    @property
+    def max_images(self) -> int: ...
+
 
 def create_engine(settings: VllmSettings) -> VllmEngine:
     """Return an engine for the model, not yet started; raises ModelUnavailable."""
@@ -140,6 +143,7 @@ def engine_config(settings: VllmSettings, checkpoint: Checkpoint) -> Any:
         "seed": secrets.randbits(31),
         "enable_prefix_caching": True,
         "worker_extension_cls": WORKER,
+        **({"limit_mm_per_prompt": {"image": settings.max_images}} if checkpoint.parts.processor else {}),
         **settings.engine_arg,
     }
     if settings.prefill_chunk:

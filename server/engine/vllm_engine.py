@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from server.engine.protocol import (
@@ -30,7 +30,9 @@ from steering.errors import (
     SteeringError,
     quotable,
 )
+from steering.picturing import Pictured, grey_prompt
 from steering.plan import BatchRow, HeldPlan, HeldTerm, steered_tokens
+from steering.processor import image_token_of
 from steering.types import SteeringPlan, SteeringVectors
 from steering.vllm.plans import loadable, packed_request, packed_vectors, prompt_salt
 from steering.vllm.plugin import CHILD
@@ -71,9 +73,14 @@ class VllmEngine:
         self._by_graphs = False
         self._verifying: asyncio.Task[None] | None = None
 
-    @property
-    def card(self) -> ModelCard:
+        self.card = self._describe_model()
+
+    def _describe_model(self) -> ModelCard:
         parts, model = self._checkpoint.parts, self.config.model_config
+        image_token = image_token_of(parts.config)
+        pictured = None
+        if parts.processor is not None and image_token is not None and model.is_multimodal_model:
+            pictured = Pictured(parts.processor, image_token, keeps=True)
         return ModelCard(
             identity=self._checkpoint.identity,
             tokenizer=parts.tokenizer,
@@ -81,6 +88,7 @@ class VllmEngine:
             vocabulary_size=int(parts.config.get_text_config().vocab_size),
             device=str(self.config.device_config.device_type),
             dtype=str(model.dtype).removeprefix("torch."),
+            pictured=pictured,
             end_tokens=tuple(sorted(self._checkpoint.end_tokens)),
         )
 
@@ -103,6 +111,20 @@ class VllmEngine:
         self._state = "ready"
         async for _ in self.stream(WARM_UP):
             pass
+        if self.card.pictured is not None:
+            await self._try_images(self.card.pictured)
+
+    async def _try_images(self, pictured: Pictured) -> None:
+        """Send a picture through, so that a family that cannot be served says so at the start."""
+        try:
+            prompt, images = grey_prompt(pictured)
+            async for _ in self.stream(
+                replace(WARM_UP, id="warm-up with a picture", prompt=prompt, images=images)
+            ):
+                pass
+        except Exception as error:
+            await self.close()
+            raise ModelUnavailable(f"this model cannot be served with images on vLLM: {error}") from error
 
     async def describe(self) -> list[dict[str, Any]]:
         """Return what each worker says of its steering; see steering.vllm.worker."""
@@ -180,16 +202,21 @@ class VllmEngine:
     async def _generate(self, job: GenerationJob, results: asyncio.Queue[Result]) -> None:
         from vllm.inputs.engine import tokens_input
 
-        prompt = tokens_input(list(job.prompt), cache_salt=prompt_salt(job.plan))
+        prompt: Any = tokens_input(list(job.prompt), cache_salt=prompt_salt(job.plan))
+        if job.images is not None:
+            prompt = {"prompt": job.images.text, "multi_modal_data": {"image": list(job.images.pictures)}}
+            prompt |= {"cache_salt": salt} if (salt := prompt_salt(job.plan)) else {}
         asked = sampling_params(job, self._checkpoint.end_tokens)
         answer = Answer(job, self._checkpoint.parts.tokenizer, self._checkpoint.end_tokens)
-        outputs = self._llm.generate(prompt, asked, job.id)
+        as_it_is = {"add_special_tokens": False} if job.images else None
+        outputs = self._llm.generate(prompt, asked, job.id, tokenization_kwargs=as_it_is)
         begun = False
         try:
             async for output in outputs:
                 if not begun:
                     begun = True
                     self._begun += 1
+                    refuse_other_prompt(output.prompt_token_ids, job)
                     self._lead(job)
                 event = answer.take(output)
                 if event.finish and self._by_graphs and moving_terms(job.plan):
@@ -309,6 +336,12 @@ class Answer:
         computed = length + max(0, self._count - 1)
         images = self._job.images.spans if self._job.images else ()
         return steered_tokens(BatchRow(held, 0, 0, computed, length, images))
+
+
+def refuse_other_prompt(found: Sequence[int] | None, job: GenerationJob) -> None:
+    """Refuse an answer to another prompt: those with images vLLM makes itself, by the family's processor."""
+    if job.images is not None and tuple(found or ()) != job.prompt:
+        raise GenerationFailed("vLLM makes another prompt of these images than the model's own processor")
 
 
 def cancel(task: asyncio.Task[None]) -> None:

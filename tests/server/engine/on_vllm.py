@@ -14,6 +14,7 @@ from server.engine.vllm_engine import VllmEngine
 from steering.loading import LoadedModel, load_model
 from steering.vllm.plugin import NAME
 from tests.tiny_models import save_tiny
+from tests.tiny_vlms import VLMS, save_tiny_vlm
 
 HEAD_DIM = 32  # the smallest that vLLM's attention takes on a CPU
 R = TypeVar("R")
@@ -50,7 +51,8 @@ def on_vllm(
     folder: Path, family: str = "llama", by_table: bool = False, eager: bool = True, **settings: Any
 ) -> Iterator[OnVllm]:
     """Serve a tiny model; by_table: steer as CUDA graphs would be steered."""
-    save_tiny(family, folder, HEAD_DIM)
+    save = save_tiny_vlm if family in VLMS else save_tiny
+    save(family, folder, HEAD_DIM)
     with serving(folder, by_table, enforce_eager=eager, **settings) as served:
         yield served
 

@@ -36,7 +36,7 @@ def pictured_job(
     loaded: LoadedModel, name: str, images: int, words: str, *terms: SteeringTerm
 ) -> GenerationJob:
     assert loaded.image_token is not None
-    pictured = Pictured(loaded.processor, loaded.image_token)
+    pictured = Pictured(loaded.processor, loaded.image_token, keeps=True)
     pictures = [noise(SIZES[index], len(words) + index) for index in range(images)]
     parts = [{"type": "text", "text": words}] + [{"type": "image"}] * images + [{"type": "text", "text": "?"}]
     prompt, inputs = pictured.prompt(pictured.render([{"role": "user", "content": parts}]), pictures)

@@ -17,6 +17,7 @@ from steering.errors import EngineOverloaded
 from steering.types import SteeringTerm
 from tests.server.engine.on_vllm import OnVllm, answer, on_vllm
 from tests.server.engine.reference import greedy_job, naive_text, naive_tokens, random_vectors, term
+from tests.server.engine.test_seeing import mixed_jobs as seeing_jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 WAYS: dict[str, dict[str, Any]] = {
@@ -203,6 +204,12 @@ def test_families_that_sum_early_late_and_in_windows_are_steered(tmp_path: Path)
         with on_vllm(tmp_path / family, family) as served:
             jobs = mixed_jobs(served, 12, seed=3)
             assert served.texts(jobs) == [naive_text(served.loaded, job) for job in jobs], family
+
+
+def test_images_are_seen_and_steered_by_kind_of_token(tmp_path: Path) -> None:
+    with on_vllm(tmp_path, "idefics3") as served:
+        jobs = seeing_jobs(served.loaded)
+        assert served.texts(jobs) == [naive_text(served.loaded, job) for job in jobs]
 
 
 @pytest.mark.parametrize(
