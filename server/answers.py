@@ -12,8 +12,15 @@ from steering.types import Positions, SteeringPlan, Tokens
 LEAST_LOGPROB = -9999.0  # OpenAI's word for "very unlikely"; JSON has no infinity
 
 
+class PromptDetails(TypedDict):
+    """cached_tokens: of the prompt, those that an earlier request's cache held."""
+
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     prompt_tokens: int
+    prompt_tokens_details: NotRequired[PromptDetails]
     completion_tokens: int
     total_tokens: int
 
@@ -35,9 +42,11 @@ class SteeredTerm(TypedDict):
     steered_tokens: int
 
 
-def usage(run: Run, completion_tokens: int) -> dict[str, int]:
-    """Return the counts; a prompt with several choices counts once."""
+def usage(run: Run, completion_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
+    """Return the counts; a prompt with several choices counts once, and its cache as the first found it."""
+    details = {"prompt_tokens_details": {"cached_tokens": cached_tokens}} if cached_tokens else {}
     return {
+        **details,
         "prompt_tokens": run.prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": run.prompt_tokens + completion_tokens,

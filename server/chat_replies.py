@@ -13,13 +13,14 @@ from server.tool_calls import Called, Read, Reader
 
 async def chunked(run: Run, events: Events) -> AsyncGenerator[dict[str, Any], None]:
     """Yield the answer's chunks: roles, contents and calls, ends, and the usage if it was asked for."""
-    tokens = [0] * len(run.jobs)
+    tokens, cached = [0] * len(run.jobs), 0
     readers = [run.reader() for _ in run.jobs]
     for index in range(len(run.jobs)):
         yield opening(run, index)
     async with aclosing(events):
         async for index, event in events:
             tokens[index] = event.completion_tokens
+            cached = cached if index else event.cached_tokens
             reader = readers[index]
             read = [*reader.feed(event.text), *(reader.end() if event.finish else ())]
             for change in changes(read, event):
@@ -27,7 +28,7 @@ async def chunked(run: Run, events: Events) -> AsyncGenerator[dict[str, Any], No
             if event.finish is not None:
                 yield closing(run, index, event, finish_of(event.finish, reader), sum(tokens))
     if run.include_usage:
-        yield accounting(run, sum(tokens))
+        yield accounting(run, sum(tokens), cached)
 
 
 def completion(run: Run, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def completion(run: Run, choices: Sequence[Choice]) -> dict[str, Any]:
         "model": run.model,
         "system_fingerprint": run.fingerprint,
         "choices": [completed(index, choice, run) for index, choice in enumerate(choices)],
-        "usage": usage(run, sum(choice.completion_tokens for choice in choices)),
+        "usage": usage(run, sum(choice.completion_tokens for choice in choices), choices[0].cached_tokens),
         **proof(run, {index: choice.steered_tokens for index, choice in enumerate(choices)}),
     }
 
@@ -136,8 +137,8 @@ def closing(run: Run, index: int, event: TokenEvent, finish: str | None, tokens:
     return chunk(run, [delta(index, {}, None, finish)], tokens, proof(run, {index: event.steered_tokens}))
 
 
-def accounting(run: Run, completion_tokens: int) -> dict[str, Any]:
-    return chunk(run, [], completion_tokens, {"usage": usage(run, completion_tokens)})
+def accounting(run: Run, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    return chunk(run, [], completion_tokens, {"usage": usage(run, completion_tokens, cached_tokens)})
 
 
 def delta(

@@ -267,8 +267,7 @@ def ending(response: Body) -> Body:
 
 
 def finished(run: ResponseRun, output: Output, event: TokenEvent) -> Body:
-    assert event.finish is not None
-    return ended(run, output.items, event.finish, event.completion_tokens, event.steered_tokens)
+    return ended(run, output.items, event)
 
 
 def whole(run: ResponseRun, choices: Sequence[Choice]) -> Body:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from server.answers import SteeredTerm, proof, token_logprob
-from server.engine.protocol import FinishReason, PositionLogprobs
+from server.engine.protocol import PositionLogprobs, TokenEvent
 from server.problems import Problem
 from server.translate_response import ResponseRun
 
@@ -124,18 +124,16 @@ def begun(run: ResponseRun) -> dict[str, Any]:
 def ended(
     run: ResponseRun,
     output: list[dict[str, Any]],
-    finish: FinishReason,
-    tokens: int,
-    steered_tokens: Sequence[int],
+    last: TokenEvent,
 ) -> dict[str, Any]:
     """Return the response of an answer that came to its end, or to the most tokens that it may have."""
-    whole = finish == "stop"
+    whole = last.finish == "stop"
     return {
         **response(run, "completed" if whole else "incomplete", output),
         "completed_at": int(time.time()) if whole else None,
         "incomplete_details": None if whole else {"reason": "max_output_tokens"},
-        "usage": usage(run, tokens),
-        **proof(run, {0: steered_tokens}),
+        "usage": usage(run, last.completion_tokens, last.cached_tokens),
+        **proof(run, {0: last.steered_tokens}),
     }
 
 
@@ -193,10 +191,10 @@ def repeated(run: ResponseRun) -> dict[str, Any]:
     }
 
 
-def usage(run: ResponseRun, tokens: int) -> dict[str, Any]:
+def usage(run: ResponseRun, tokens: int, cached_tokens: int) -> dict[str, Any]:
     return {
         "input_tokens": run.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": cached_tokens, "cache_write_tokens": 0},
         "output_tokens": tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": run.prompt_tokens + tokens,

@@ -63,6 +63,10 @@ class Choice:
         return self.events[-1].completion_tokens if self.events else 0
 
     @property
+    def cached_tokens(self) -> int:
+        return self.events[0].cached_tokens if self.events else 0
+
+    @property
     def steered_tokens(self) -> tuple[int, ...]:
         return self.events[-1].steered_tokens if self.events else ()
 

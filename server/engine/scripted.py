@@ -8,6 +8,7 @@ and can be made slow, full, broken or dead.
 import asyncio
 import codecs
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
@@ -44,7 +45,7 @@ class ScriptedEngine:
     """See server.engine.protocol.Engine.
 
     script: job -> answer. delay: seconds a token takes. capacity: jobs at once, more are refused.
-    fail_on: an answer fails where this text would begin.
+    fail_on: an answer fails where this text would begin. cached_tokens: of every prompt.
     jobs, cancelled: what was asked for, and the ids that were closed before their end.
     """
 
@@ -57,6 +58,7 @@ class ScriptedEngine:
         fail_on: str | None = None,
         identity: ModelIdentity = IDENTITY,
         context_length: int = 4096,
+        cached_tokens: int = 0,
     ) -> None:
         self.card = ModelCard(identity, byte_tokenizer(), context_length, 258, "none", "none")
         self.jobs: list[GenerationJob] = []
@@ -65,6 +67,7 @@ class ScriptedEngine:
         self._script = script
         self._delay = delay
         self._fail_on = fail_on
+        self._cached_tokens = cached_tokens
         self._state: EngineState = "starting"
         self._reason: str | None = None
         self._running: set[str] = set()
@@ -112,7 +115,7 @@ class ScriptedEngine:
             event = answer.add(token)
             if self._fail_on is not None and self._fail_on in answer.text:
                 raise GenerationFailed(f"the script fails at {self._fail_on!r}")
-            yield event
+            yield replace(event, cached_tokens=self._cached_tokens)
             if event.finish is not None:
                 return
 
