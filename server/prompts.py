@@ -45,7 +45,23 @@ def prompt_of(conversation: Conversation, tokenizer: Any, rendering: Rendering =
 
 def conversation_of(messages: Sequence[Message], sees: bool) -> list[dict[str, Any]]:
     """Return the messages in the words of chat templates; sees: as vision-language models' read them."""
+    refuse_crowded(messages)
     return [as_template_reads(message, index, sees) for index, message in enumerate(messages)]
+
+
+def refuse_crowded(messages: Sequence[Message]) -> None:
+    """Refuse arguments of calls that are slow to read, before one of them is parsed."""
+    written = {
+        f"messages[{index}].tool_calls[{number}].function.arguments": call.function.arguments.encode()
+        for index, message in enumerate(messages)
+        for number, call in enumerate(message.tool_calls or ())
+    }
+    if crowded(*written.values()):
+        raise InvalidRequest(
+            f"the arguments up to here hold more than {MOST_CONTAINERS} arrays and objects, the most that "
+            "this server reads; send fewer",
+            list(written)[-1],
+        )
 
 
 def as_template_reads(message: Message, index: int, sees: bool) -> dict[str, Any]:
@@ -66,16 +82,13 @@ def as_template_reads(message: Message, index: int, sees: bool) -> dict[str, Any
 
 
 def called(call: ToolCall, place: str) -> dict[str, Any]:
-    """Return the call as templates read it; its arguments are looked at before they are parsed."""
-    written = call.function.arguments or "{}"
     try:
-        arguments = None if crowded(written.encode()) else json.loads(written)
+        arguments = json.loads(call.function.arguments or "{}")
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict) or deeper(arguments, MOST_DEPTH):
         raise InvalidRequest(
-            f"arguments are a JSON object, written as a string, of at most {MOST_DEPTH} levels and "
-            f"{MOST_CONTAINERS} arrays and objects",
+            f"arguments are a JSON object, written as a string, of at most {MOST_DEPTH} levels",
             f"{place}.function.arguments",
         )
     return {"name": call.function.name, "arguments": arguments}

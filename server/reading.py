@@ -41,7 +41,7 @@ def parsed(body: bytes, model: type[Body]) -> Body:
     if crowded(body):
         raise InvalidRequest(
             f"there are more than {MOST_CONTAINERS} arrays and objects in the body, the most that this "
-            "server reads"
+            "server reads; send fewer"
         )
     try:
         request = model.model_validate_json(body)

@@ -13,27 +13,32 @@ from tests.server.running import CHAT, HELLO, Running, error_of
 USER = {"role": "user", "content": "x"}
 
 
-def called(arguments: str) -> list[dict[str, Any]]:
-    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+def called(*arguments: str) -> list[dict[str, Any]]:
+    calls = [
+        {"id": "c", "type": "function", "function": {"name": "f", "arguments": each}} for each in arguments
+    ]
     result = {"role": "tool", "tool_call_id": "c", "content": "ok"}
-    return [USER, {"role": "assistant", "content": None, "tool_calls": [call]}, result]
+    return [USER, {"role": "assistant", "content": None, "tool_calls": calls}, result]
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "said"),
     [
-        '{"a":' * 5000 + "1" + "}" * 5000,
-        '{"a":' + "[" * 100_000,
-        '{"a":' * 60 + "1" + "}" * 60,
-        '{"a":[' + "[]," * 100_000 + "1]}",
+        (['{"a":' * 5000 + "1" + "}" * 5000], "48 levels"),
+        (['{"a":' + "[" * 99_000], "48 levels"),
+        (['{"a":' * 60 + "1" + "}" * 60], "48 levels"),
+        (['{"a":[' + "[]," * 100_000 + "1]}"], "100000 arrays"),
+        (['{"a":[' + "[]," * 40_000 + "1]}"] * 3, "100000 arrays"),
     ],
-    ids=["deep", "open", "beyond 48 levels", "crowded"],
+    ids=["deep", "open", "beyond 48 levels", "crowded", "crowded together"],
 )
-def test_arguments_of_calls_are_bounded_on_every_route(server: Running, arguments: str) -> None:
-    messages = called(arguments)
+def test_arguments_of_calls_are_bounded_on_every_route(
+    server: Running, arguments: list[str], said: str
+) -> None:
+    messages = called(*arguments)
     items = [
         {"role": "user", "content": "x"},
-        {"type": "function_call", "call_id": "c", "name": "f", "arguments": arguments},
+        *({"type": "function_call", "call_id": "c", "name": "f", "arguments": each} for each in arguments),
         {"type": "function_call_output", "call_id": "c", "output": "ok"},
     ]
     for path, body in (
@@ -43,7 +48,7 @@ def test_arguments_of_calls_are_bounded_on_every_route(server: Running, argument
     ):
         error = error_of(server.client.post(path, json=body))
         assert error["status"] == 400, path
-        assert "at most 48 levels" in error["message"]
+        assert said in error["message"]
         assert "arguments" in error["param"]
 
 
@@ -71,6 +76,17 @@ def test_a_crowded_body_is_refused_at_once(server: Running, path: str, body: dic
 def test_brackets_in_text_count_for_nothing() -> None:
     assert crowded(b'{"a": [' + b"[]," * 100_001 + b"[]]}")
     assert not crowded(json.dumps({"a": '[{"\\' * 200_000}).encode())
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b'"' + b'\\"' * 2_000_000, b'"' * 4_000_000, b'"' + b"a" * 4_000_000, b'"\\' * 1_500_000],
+    ids=range(4),
+)
+def test_a_string_without_end_is_looked_through_once(rest: bytes) -> None:
+    began = time.monotonic()
+    assert crowded(b"[" * 200_000 + rest)
+    assert time.monotonic() - began < 5
 
 
 def test_what_is_only_counted_is_bounded_too(server: Running) -> None:
