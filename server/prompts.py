@@ -1,6 +1,7 @@
 """Messages to token ids and images, through the model's chat template."""
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -34,9 +35,25 @@ def refuse_hopeless(messages: Sequence[Message], most_characters: int) -> None:
         )
 
 
-def prompt_of(conversation: Conversation, tokenizer: Any, rendering: Rendering = ANSWER) -> tuple[int, ...]:
+def refuse_hopeless_text(text: str, most_characters: int) -> None:
+    """Refuse what a template made of messages, calls and tools where it cannot fit, before its tokens."""
+    if len(text) > most_characters:
+        raise ContextLengthExceeded(
+            f"the messages and tools make a prompt of {len(text)} characters, which is beyond this model's "
+            "context; shorten them",
+            "messages",
+        )
+
+
+def prompt_of(
+    conversation: Conversation,
+    tokenizer: Any,
+    rendering: Rendering = ANSWER,
+    most_characters: int = sys.maxsize,
+) -> tuple[int, ...]:
     """Return the token ids of a conversation, ready for the assistant's answer unless told otherwise."""
     text = templated(conversation, tokenizer, rendering=rendering)
+    refuse_hopeless_text(text, most_characters)
     prompt = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if not prompt:
         raise InvalidRequest("the chat template makes an empty prompt of these messages", "messages")
@@ -128,6 +145,7 @@ def pictured_prompt(
     limits: ImageLimits,
     images: Mapping[str, str | bytes],
     rendering: Rendering = ANSWER,
+    most_characters: int = sys.maxsize,
 ) -> Prompt:
     """Return token ids and images; images: by their places, each as a data URL or as bytes."""
     pictures: list[Image.Image] = []
@@ -137,4 +155,6 @@ def pictured_prompt(
         picture = decoded(raw, room, place)
         room -= picture.width * picture.height
         pictures.append(picture)
-    return pictured.prompt(pictured.render(conversation, rendering), pictures)
+    text = pictured.render(conversation, rendering)
+    refuse_hopeless_text(text, most_characters)
+    return pictured.prompt(text, pictures)

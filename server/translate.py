@@ -125,8 +125,8 @@ class Translator:
             arguments=self.template_option.arguments(request.chat_template_kwargs),
         )
         if pictured is None:
-            return prompt_of(conversation, self.card.tokenizer, rendering), None
-        return pictured_prompt(conversation, pictured, self.limits, images, rendering)
+            return prompt_of(conversation, self.card.tokenizer, rendering, self.most_characters), None
+        return pictured_prompt(conversation, pictured, self.limits, images, rendering, self.most_characters)
 
     def _grammar_of(self, request: ChatRequest, tooling: Tooling | None) -> Grammar | None:
         """Return what the whole answer must match, None where it is free."""

@@ -1,6 +1,7 @@
 """POST /tokenize and /detokenize: between text and token ids, as the served model reads them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from anyio import to_thread
@@ -19,7 +20,7 @@ from server.service import Service, service_of
 from server.tooling import tooling_of
 from server.translate import Translator
 from server.wire.chat import ChatRequest
-from server.wire.tokens import DetokenizeRequest, TokenizeRequest
+from server.wire.tokens import MOST_CHARACTERS, DetokenizeRequest, TokenizeRequest
 from steering.errors import InvalidRequest
 
 router = APIRouter()
@@ -123,5 +124,6 @@ def tokens_of_messages(asked: TokenizeRequest, translator: Translator) -> list[i
         refuse_images(images)
     for place in images:
         raise UnsupportedImages("images are not counted here", place.removesuffix(".url"))
-    tokens, _ = translator.rendered(same, {}, tooling_of(same, translator.tool_format))
+    counting = replace(translator, most_characters=max(translator.most_characters, MOST_CHARACTERS))
+    tokens, _ = counting.rendered(same, {}, tooling_of(same, translator.tool_format))
     return list(tokens)

@@ -20,12 +20,14 @@ def prompt_kind(value: Any) -> str | None:
     return TEXT if isinstance(value, str) else None
 
 
+# A server's own limit says how many it runs; more than these are not even read.
+SEVERAL = Field(min_length=1, max_length=2048, fail_fast=True)
 TokenIds = Annotated[list[int], Field(min_length=1, fail_fast=True)]
 Prompt = Annotated[
     Annotated[str, Tag(TEXT)]
-    | Annotated[list[str], Field(min_length=1, fail_fast=True), Tag(TEXTS)]
+    | Annotated[list[str], SEVERAL, Tag(TEXTS)]
     | Annotated[TokenIds, Tag(TOKENS)]
-    | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True), Tag(TOKEN_LISTS)],
+    | Annotated[list[TokenIds], SEVERAL, Tag(TOKEN_LISTS)],
     Discriminator(
         prompt_kind,
         custom_error_type="invalid_type",

@@ -22,6 +22,7 @@ from server.wire.limits import MOST_MESSAGES
 from server.wire.messages import REFUSED_PARTS
 from server.wire.structure import Name
 
+MOST_TOLD = 100_000  # of what an answer's words came with, at most something for each token
 TEXT_PARTS = ("input_text", "output_text")
 REFUSED = {**REFUSED_PARTS, "input_file": REFUSED_PARTS["file"]}
 UNKNOWN_PART = "not a kind of content part; send 'input_text', 'output_text' or 'input_image'"
@@ -45,8 +46,8 @@ class TextPart(Wire):
 
     type: Literal["input_text", "output_text"]
     text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+    annotations: Annotated[list[Any], Field(max_length=MOST_TOLD, fail_fast=True)] | None = None
+    logprobs: Annotated[list[Any], Field(max_length=MOST_TOLD, fail_fast=True)] | None = None
     prompt_cache_breakpoint: Annotated[Any, only(None)] = None
 
     @model_validator(mode="before")

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.scripted import ScriptedEngine
 from server.nesting import MOST_CONTAINERS, crowded
 from tests.server.running import CHAT, HELLO, Running, error_of
 
@@ -96,6 +97,29 @@ def test_what_is_only_counted_is_bounded_too(server: Running) -> None:
 
     assert refusal(prompt=" " * 1_000_001)["param"] == "prompt"
     assert refusal(messages=[USER] * 2049)["param"] == "messages"
+    assert refusal(messages=[{**USER, "content": "a" * 1_000_000}])["code"] == "context_length_exceeded"
+
+
+def test_tools_and_calls_count_for_what_cannot_fit(server: Running) -> None:
+    long = "[" + "1," * 300_000 + "1]"
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"enum": json.loads(long)}}}
+    for fields in ({"tools": [tool]}, {"messages": called(f'{{"a": {long}}}')}):
+        error = server.refusal(**fields)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert "characters" in error["message"]
+
+
+def test_a_conversation_beyond_the_context_is_counted_all_the_same(start: Any) -> None:
+    server = start(ScriptedEngine(context_length=20))
+    counted = server.client.post("/tokenize", json={"messages": [{**USER, "content": "a" * 1000}]}).json()
+    assert counted["count"] > 1000
+
+
+def test_what_came_with_an_answers_words_is_bounded(server: Running) -> None:
+    part = {"type": "output_text", "text": "x", "annotations": [], "logprobs": [1] * 100_001}
+    body = {"model": "scripted", "input": [{"role": "assistant", "content": [part]}]}
+    error = error_of(server.client.post("/v1/responses", json=body))
+    assert (error["status"], error["param"]) == (400, "input[0].content[0].logprobs")
 
 
 def test_layers_of_any_length_are_not_repeated(server: Running) -> None:
