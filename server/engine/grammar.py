@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer
-from tokenizers import Tokenizer
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance.hf import from_tokenizer
 from torch import Tensor
 
 from server.nesting import MOST_DEPTH, children, deeper
@@ -43,8 +43,8 @@ class Matcher:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow what there is."""
-        return bool(self._matcher.is_stopped())
+        """Whether what there is satisfies the schema and nothing can follow."""
+        return bool(self._matcher.is_stopped() and self._matcher.is_accepting())
 
     def end(self) -> None:
         """Take an end token; raises UnsupportedSchema where the answer may not end."""
@@ -58,8 +58,11 @@ class Matcher:
         """Return which tokens may come next, bool [vocabulary]."""
         mask = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8).astype(bool)
         self._check()
-        if self._matcher.is_accepting():
-            mask[self._end_tokens] = True
+        mask[self._end_tokens] = self._matcher.is_accepting()
+        if not mask.any():
+            raise UnsupportedSchema(
+                "no token of this model writes what the schema wants next; change what it spells", self._place
+            )
         return torch.from_numpy(mask)
 
     def take(self, token: int) -> None:
@@ -67,10 +70,13 @@ class Matcher:
         self._check()
 
     def _check(self) -> None:
-        if self._matcher.is_error():
-            raise UnsupportedSchema(
-                "the JSON schema takes more work than this server does; simplify it", self._place
-            )
+        if not self._matcher.is_error():
+            return
+        if self._matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex"):
+            why = "the JSON schema takes more work than this server does; simplify it"
+        else:
+            why = f"the answer cannot be kept to the JSON schema: {told(self._matcher.get_error())}"
+        raise UnsupportedSchema(why, self._place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,36 +143,35 @@ class Grammars:
         return compiled
 
     def _prepare(self, place: str) -> LLTokenizer:
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise InvalidRequest("this model's tokenizer cannot be constrained to JSON", place)
-        plain = Tokenizer.from_str(unmatched(backend.to_str()))
-        plain.no_padding()
-        plain.no_truncation()
-        return LLTokenizer(plain.to_str(), self._vocabulary_size, self._tokenizer.eos_token_id)
+        try:
+            native = from_tokenizer(self._tokenizer, self._vocabulary_size)
+        except ValueError as error:
+            raise InvalidRequest("this model's tokenizer cannot be constrained to JSON", place) from error
+        words = TokenizerWrapper(Words(native, self._end_tokens))
+        return LLTokenizer(words, eos_token=self._end_tokens or native.eos_tokens)
 
 
-def unmatched(tokenizer: str) -> str:
-    """Return a tokenizer, as its file has it, that finds no special token in a text that spells one.
+class Words:
+    """A tokenizer, as llguidance reads one, whose special tokens are of no text.
 
-    What a schema forces is tokenised; `<|im_end|>` in a constant is text, and must not end the answer.
+    What a schema forces is tokenised: `<|im_end|>` in a constant is text, and must not end the answer.
     """
-    described = json.loads(tokenizer)
-    names = {
-        token["content"]: f"\U0010fffd{token['id']}\U0010fffd"
-        for token in described["added_tokens"]
-        if token["special"]
-    }
-    for token in described["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    vocabulary = described["model"]["vocab"]
-    described["model"]["vocab"] = (
-        {names.get(name, name): index for name, index in vocabulary.items()}
-        if isinstance(vocabulary, dict)
-        else [[names.get(name, name), score] for name, score in vocabulary]
-    )
-    # A template that puts special tokens around a text names them; nothing here asks for it.
-    return json.dumps({**described, "post_processor": None})
+
+    def __init__(self, native: LLTokenizer, end_tokens: Sequence[int]) -> None:
+        ids = range(native.vocab_size)
+        special = {token for token in ids if native.is_special_token(token)} | set(end_tokens)
+        self.tokens = [native.decode_bytes([token]) for token in ids]
+        self.special_token_ids = sorted(special)
+        self.eos_token_id = native.eos_token
+        self.bos_token_id = None
+        self._native = native
+        self._special = special
+
+    def __call__(self, text: str) -> list[int]:
+        tokens = self._native.tokenize_str(text)
+        if self._special.isdisjoint(tokens):
+            return tokens
+        return [token for letter in text for token in self._native.tokenize_str(letter)]
 
 
 def tried(matcher: LLMatcher) -> str:

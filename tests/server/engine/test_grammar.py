@@ -1,15 +1,19 @@
 """Answers kept to a JSON schema by the real engine: valid whatever the sampling, beside free neighbours."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from platformdirs import user_cache_path
 
+from server.engine.byte_tokenizer import byte_tokenizer
 from server.engine.grammar import Grammars, UnsupportedSchema
 from server.engine.protocol import GenerationJob, SamplingParams, TokenEvent
-from steering.loading import LoadedModel
+from steering.loading import LoadedModel, load_model
 from tests.server.engine.reference import greedy_job, naive_tokens
 from tests.server.engine.test_batcher import bench, completion, prompt_of
 
@@ -150,30 +154,69 @@ def test_an_answer_that_is_cut_off_ends_with_its_length(tiny_model: Loader) -> N
     assert batch.results[request][-1].finish == "length"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        {"const": "<|end|>"},
-        {"const": "a<|user|>b <|end|>"},
-        {"type": "string", "pattern": r"^<\|end\|>$"},
-        {
-            "type": "object",
-            "properties": {"<|end|>": {"enum": ["<|assistant|>", "x"]}},
-            "required": ["<|end|>"],
-            "additionalProperties": False,
-        },
-    ],
-)
-def test_what_spells_a_special_token_is_text(tiny_model: Loader, schema: dict[str, Any]) -> None:
+SPELLING = [
+    {"const": "<|end|>"},
+    {"const": "a<|user|>b <|end|>"},
+    {"const": "\U0010fffd2\U0010fffd<|end|>"},
+    {"type": "string", "pattern": r"^<\|end\|>$"},
+    {
+        "type": "object",
+        "properties": {"<|end|>": {"enum": ["<|assistant|>", "x"]}},
+        "required": ["<|end|>"],
+        "additionalProperties": False,
+    },
+]
+
+
+@pytest.mark.parametrize("schema", SPELLING)
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_what_spells_a_special_token_is_text(
+    tiny_model: Loader, schema: dict[str, Any], temperature: float
+) -> None:
     loaded = tiny_model("llama")
+    grammar = grammars_of(loaded).of_schema(schema, "x")
     with bench(loaded) as batch:
-        request = batch.add(constrained("job", grammars_of(loaded).of_schema(schema, "x"), temperature=0.0))
+        request = batch.add(constrained("job", grammar, temperature=temperature, seed=1))
         batch.run()
         events = batch.results[request]
-    said = text_of(events)
-    assert events[-1].finish == "stop"
-    assert "<|end|>" in said
-    json.loads(said)
+    assert events[-1].finish == "stop"  # type: ignore[union-attr]
+    assert "<|end|>" in json.dumps(json.loads(text_of(events)))
+
+
+def test_an_end_token_is_no_text_although_its_tokenizer_calls_it_plain() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<|stop|>"])
+    (end,) = tokenizer("<|stop|>")["input_ids"]
+    following = Grammars(tokenizer, end + 1, (end,)).of_schema({"const": "<|stop|>"}, "x").matcher()
+    written = []
+    while not following.complete:
+        allowed = following.allowed()
+        assert not allowed[end]
+        written.append(int(allowed.nonzero()[0]))
+        following.take(written[-1])
+    assert bytes(written) == b'"<|stop|>"'
+    assert following.allowed().nonzero().flatten().tolist() == [end]
+
+
+def test_an_answer_that_leaves_its_schema_is_told_so(tiny_model: Loader) -> None:
+    matcher = grammars_of(tiny_model("llama")).of_schema({"const": "a"}, "x").matcher()
+    with pytest.raises(UnsupportedSchema, match="cannot be kept to the JSON schema") as refused:
+        matcher.take(3)
+    assert len(refused.value.message) < 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("special", ["<|im_end|>", "<|im_start|>user", "x<|endoftext|>y", "<filename>"])
+def test_what_spells_a_special_token_of_smollm2_is_text(special: str) -> None:
+    cache_dir = os.environ.get("GRAINSERVE_CACHE_DIR")
+    loaded = load_model(None, Path(cache_dir) if cache_dir else user_cache_path("grainserve"), device="cpu")
+    value = {"type": "object", "properties": {special: {"const": special}}, "required": [special]}
+    grammar = grammars_of(loaded).of_schema({**value, "additionalProperties": False}, "x")
+    with bench(loaded) as batch:
+        request = batch.add(constrained("job", grammar, temperature=0.0))
+        batch.run()
+    assert json.loads(text_of(batch.results[request])) == {special: special}
+    assert batch.results[request][-1].finish == "stop"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
