@@ -17,6 +17,9 @@ MALFORMED = Problem(400, "the request is not valid HTTP", "invalid_http")
 BEHIND_BODY = Problem(
     400, "headers behind a body are not read; send steering and keys before it", "invalid_http"
 )
+UPGRADE = Problem(
+    400, "this server speaks HTTP/1.1 alone; send the request without 'Upgrade'", "invalid_http"
+)
 TOO_LARGE = Problem(
     431,
     f"the request's headers are too large; this server reads {MOST_HEADERS} of them and "
@@ -35,6 +38,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0  # at most, of a line that has not ended
         self._refusal = MALFORMED
         self._deaf = False  # what else arrives is not read
+        self._owing = False  # the refusal, once those before it have their answers
         self._waiting: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -79,10 +83,20 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self.parser.should_upgrade() and self.parser.get_method() == b"POST":
+            self._refusal = UPGRADE
+            raise ValueError("the parser takes its body for another protocol")
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self.cycle.more_body = False  # also where the answer did not wait for it
+
     def on_response_complete(self) -> None:
+        last = not self.pipeline
         super().on_response_complete()
+        if last and self._owing and not self.transport.is_closing():
+            self._refuse()
         self._wait(self.timeout_keep_alive + HEAD_SECONDS)
 
     def pause_writing(self) -> None:
@@ -95,19 +109,34 @@ class BoundedProtocol(HttpToolsProtocol):
             self._stalled.cancel()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed with OpenAI's error object.
+        """Answer what cannot be parsed with OpenAI's error object, in its turn, and close the connection.
 
-        Behind a request that is whole it takes nothing from its answer, after which the connection closes.
+        Behind a whole request it takes nothing from its answer: a broken body is told after it, a broken head
+        not at all.
         """
-        if not self._unoccupied and not self._unanswered_body:
-            self._deaf = True
-            self.cycle.keep_alive = False
-            if self.cycle.more_body:
-                self.transport.abort()
-            return
-        if self.cycle is not None:
+        broken = self.cycle is not None and self.cycle.more_body
+        if self._unoccupied and not broken:
+            self._refuse()
+        elif broken and self.cycle.response_started:
+            self._break_off()
+        elif broken and not self.pipeline:
             self.cycle.disconnected = True  # whatever still reads the broken body learns it, and says nothing
             self.cycle.message_event.set()
+            self._refuse()
+        else:
+            self._deaf = True
+            self.cycle.keep_alive = False
+            if broken:
+                self.pipeline.popleft()
+                self._owing = True
+
+    def _break_off(self) -> None:
+        if self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def _refuse(self) -> None:
         body = self._refusal.body()
         headers = [
             *self.server_state.default_headers,
@@ -123,11 +152,6 @@ class BoundedProtocol(HttpToolsProtocol):
     @property
     def _unoccupied(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
-
-    @property
-    def _unanswered_body(self) -> bool:
-        """What arrives is the body of the one request that is being answered, and no answer has begun."""
-        return self.cycle.more_body and not self.cycle.response_started and not self.pipeline
 
     def _count(self, read: int) -> None:
         self._bytes += read

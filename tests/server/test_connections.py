@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -221,3 +222,47 @@ def test_what_follows_a_shorter_body_does_not_take_its_answer(server: Running, l
         connection.sendall(sent + length + b"\r\n{}trailing garbage that is no request\r\n\r\n")
         raw = b"".join(iter(lambda: connection.recv(65536), b""))
     assert raw.startswith(b"HTTP/1.1 400")
+
+
+BROKEN = [
+    (b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "not valid HTTP"),
+    (b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Steering-Profile: cheerful\r\n\r\n", "before it"),
+]
+
+
+@pytest.mark.parametrize(("broken", "said"), BROKEN)
+def test_a_broken_request_behind_others_waits_for_their_answers(start: Any, broken: bytes, said: str) -> None:
+    server = start(ScriptedEngine(delay=0.05))
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n".encode()
+    body = json.dumps(HELLO).encode()
+    whole = head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with opened(server) as connection:
+        connection.sendall(whole + whole + head + broken)
+        raw = b"".join(iter(lambda: connection.recv(65536), b""))
+    first, second, last = raw.decode().split("HTTP/1.1 ")[1:]
+    assert first.startswith("200")
+    assert second.startswith("200")
+    assert last.startswith("400")
+    assert said in last
+
+
+def test_a_broken_body_that_was_answered_is_not_answered_again(server: Running) -> None:
+    with opened(server) as connection:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 404")
+        connection.sendall(b"zz\r\n")
+        assert connection.recv(65536) == b""
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.1])
+def test_a_body_that_asks_for_another_protocol_is_told_so(server: Running, pause: float) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    body = json.dumps(HELLO).encode()
+    with opened(server) as connection:
+        connection.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode())
+        time.sleep(pause)
+        with suppress(OSError):
+            connection.sendall(body)
+        status, _, told = answer_on(connection)
+    assert (status, told["error"]["code"]) == (400, "invalid_http")
+    assert "without 'Upgrade'" in told["error"]["message"]
