@@ -176,11 +176,13 @@ def parameters_of(function: Function) -> dict[str, Any]:
 def call_schema(number: int, function: Function) -> dict[str, Any]:
     """Return the schema of a call by name, as the `number`th of several; references stay within it."""
     place = f"#/anyOf/{number}/properties/arguments"
+    # An address of its own would make references count from there again.
+    arguments = {key: value for key, value in parameters_of(function).items() if key != "$id"}
     return {
         "type": "object",
         "properties": {
             "name": {"const": function.name},
-            "arguments": moved({k: v for k, v in parameters_of(function).items() if k != "$id"}, place),
+            "arguments": moved(arguments, place),
         },
         "required": ["name", "arguments"],
         "additionalProperties": False,

@@ -261,6 +261,19 @@ def test_references_in_a_tools_schema_stay_within_it() -> None:
     assert moved["$defs"]["a"]["items"]["$ref"] == "#/anyOf/3/properties/arguments/$defs/a"
 
 
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "f"}}])
+def test_a_tools_schema_may_have_an_address_of_its_own(start: Start, choice: Any) -> None:
+    parameters = {
+        "$id": "https://example.org/f",
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/a"}},
+        "$defs": {"a": {"enum": ["x"]}},
+    }
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    answer = start(says("{}")).answer(tools=[tool, WEATHER], tool_choice=choice)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
