@@ -94,6 +94,7 @@ def running(engine: Engine) -> Callable[[FastAPI], AbstractAsyncContextManager[N
         try:
             yield
         finally:
+            gc.unfreeze()
             await engine.close()
 
     return lifespan

@@ -1,5 +1,6 @@
 """Bodies that are small to send and slow to read are refused before they are read."""
 
+import gc
 import json
 import time
 from typing import Any
@@ -135,3 +136,8 @@ def test_layers_of_any_length_are_not_repeated(server: Running) -> None:
     )
     assert error["status"] == 400
     assert len(error["message"]) < 400
+
+
+def test_collections_do_not_walk_what_is_loaded(start: Any) -> None:
+    start()
+    assert gc.get_freeze_count() > 10_000
