@@ -156,3 +156,33 @@ def test_the_compose_file_sets_only_what_is_a_setting() -> None:
         assert service["read_only"] is True
         for name in service["environment"]:
             assert name.removeprefix("GRAINSERVE_").lower() in Settings.model_fields
+
+
+def test_of_several_replicas_none_can_write_the_store_and_the_tools_can() -> None:
+    services = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+    for name in ("first", "second"):
+        assert services[name]["read_only"] is True
+        assert "profiles:/profiles:ro" in services[name]["volumes"]
+    assert services["tools"]["profiles"] == ["tools"]
+    assert "profiles:/profiles" in services["tools"]["volumes"]
+    assert {name: store_is_read_only(name) for name in ("", "-build", "-store")} == {
+        "": True,
+        "-build": False,
+        "-store": False,
+    }
+
+
+def store_is_read_only(name: str) -> bool:
+    """Return how the manifest's only container mounts the store."""
+    for document in yaml.safe_load_all((ROOT / f"deploy/kubernetes{name}.yaml").read_text()):
+        spec = document.get("spec", {})
+        pod = spec.get("template", {}).get("spec", spec)
+        for container in pod.get("containers", []):
+            mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+            return bool(mounts["profiles"].get("readOnly", False))
+    raise AssertionError(f"kubernetes{name}.yaml runs nothing")
+
+
+def test_what_may_hold_a_token_stays_out_of_the_repository_and_the_images() -> None:
+    assert ".env" in (ROOT / ".gitignore").read_text().split()
+    assert "**/.env" in (ROOT / ".dockerignore").read_text().split()
