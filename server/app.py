@@ -33,6 +33,8 @@ from steering.errors import SteeringError
 from steering.images import ImageLimits
 from vector_store.store import VectorStore
 
+ROUTERS = [each.router for each in (chat, completions, responses, tokens, models, profiles, operations)]
+ROUTES = [route for router in ROUTERS for route in router.routes]
 MOST_BYTES, MOST_BYTES_WITH_IMAGES = 4 * 1024**2, 20 * 1024**2
 
 
@@ -47,7 +49,7 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
         responses=documented.problems(),
         middleware=[
             *shared_with(settings.cors_origin),
-            Middleware(Envelope, metrics=metrics, intake=intake),
+            Middleware(Envelope, metrics=metrics, intake=intake, routes=ROUTES),
             Middleware(KeyCheck, keys=settings.keys),
             Middleware(IntakeCheck, intake=intake),
             Middleware(DeadlineCheck, seconds=settings.request_timeout),
@@ -59,8 +61,8 @@ def create_app(settings: Settings, engine: Engine, store: VectorStore) -> FastAP
     app.state.service = Service(
         settings, engine, store, metrics, translator(settings, engine, store), fetcher, intake
     )
-    for routes in (chat, completions, responses, tokens, models, profiles, operations):
-        app.include_router(routes.router)
+    for router in ROUTERS:
+        app.include_router(router)
     return app
 
 
@@ -88,7 +90,8 @@ def body_limit(settings: Settings, engine: Engine) -> int:
 def running(engine: Engine) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        if engine.health().state == "starting":
+            await engine.start()
         gc.collect()
         gc.freeze()  # what is loaded stays: collections need not walk it again
         try:

@@ -106,8 +106,12 @@ class Settings(BaseSettings):
         None, ge=LEAST_CONTEXT, description="Context in tokens; none: the model's."
     )
     prefill_chunk: int | None = Field(None, ge=1, description="Prompt tokens a step while others decode.")
-    kv_cache_gb: float | None = Field(None, gt=0, description="Memory for the KV cache.")
-    threads: int | None = Field(None, ge=1, le=1024, description="Threads of the model on a CPU.")
+    kv_cache_gb: float | None = Field(
+        None, gt=0, description="Memory for the KV cache; none: a share of what is free."
+    )
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="Threads of the model on a CPU; none: one for each core."
+    )
     api_key: Keys = Field((), description="Key that clients must send; repeatable. None: open.")
     api_key_file: KeyFile = Field((), description="File of such keys, one a line; lines with # are comments.")
     cors_origin: Origins = Field(

@@ -52,6 +52,8 @@ class Metrics:
             registry=self.registry,
         )
         self._watch(engine)
+        if engine.registry is not None:
+            self.registry.register(engine.registry)  # a registry collects as a collector does
 
     def _watch(self, engine: Engine) -> None:
         running = Gauge("grainserve_requests_running", "Choices being generated.", registry=self.registry)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.disconnects import CLIENT_LEFT
@@ -29,8 +30,9 @@ class Envelope:
     Once the intake is closed, each answer closes its connection: the next request belongs elsewhere.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, intake: Intake, routes: Sequence[BaseRoute]) -> None:
         self._app = app
+        self._routes = routes
         self._metrics = metrics
         self._intake = intake
 
@@ -68,11 +70,19 @@ class Envelope:
             self._count(scope, status, time.perf_counter() - started)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = self._route_of(scope)
         self._metrics.requests.labels(route, str(status or "none")).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         level = logging.DEBUG if scope["path"] in OPEN_PATHS else logging.INFO
         logger.log(level, "%s %s %s %.2f s", scope["method"], route, status or "none", seconds)
+
+    def _route_of(self, scope: Scope) -> str:
+        """Return the path of a request's route, also where it was refused before it was routed."""
+        found = scope.get("route")
+        if found is None:
+            matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+            found = next(matching, None)
+        return getattr(found, "path", "unmatched")
 
 
 def request_id_of(headers: Headers) -> str:

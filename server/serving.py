@@ -8,9 +8,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+import psutil
 import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
@@ -59,7 +60,12 @@ class Server(uvicorn.Server):
         self._announce = announce
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take nothing in from now on and say what is waited for; asked a second time, stop at once."""
+        """Take nothing in from now on and say what is waited for; asked a second time, stop at once.
+
+        While the engine still starts nobody waits: it ends where it is.
+        """
+        if not self.started:
+            end_now()
         if self.should_exit:
             os._exit(128 + sig)
         self._intake.closed = True
@@ -69,6 +75,10 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await self._engine.start()
+        except SteeringError as error:
+            raise CannotServe(error.message) from error
         try:
             await super().startup(sockets)
         except OSError as error:
@@ -86,9 +96,28 @@ class Server(uvicorn.Server):
         await closing
 
 
+def end_now() -> None:
+    """End while the engine starts, and its processes, which would load their model first if they were asked.
+
+    Python's own trackers of shared memory stay to clean up; they end when nobody is left.
+    """
+    for process in psutil.Process().children(recursive=True):
+        command: list[str] = []
+        with suppress(psutil.Error):
+            command = process.cmdline()
+        with suppress(psutil.Error):
+            if not any("resource_tracker" in word for word in command):
+                process.kill()
+    os._exit(0)
+
+
 def serve_forever(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; raises CannotServe."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
     # It would log every address that an image is fetched from, signatures and all.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if not settings.keys and settings.host not in LOOPBACK:

@@ -4,6 +4,8 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from prometheus_client import CollectorRegistry
+
 from server.engine.grammar import Grammar
 from steering.picturing import Pictured
 from steering.types import ModelIdentity, SteeringPlan
@@ -130,6 +132,10 @@ class Engine(Protocol):
 
     @property
     def card(self) -> ModelCard: ...
+
+    @property
+    def registry(self) -> CollectorRegistry | None:
+        """What the engine itself counts, for Prometheus."""
 
     def health(self) -> EngineHealth: ...
 

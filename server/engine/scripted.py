@@ -12,6 +12,8 @@ from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from server.engine.byte_tokenizer import END, START, byte_tokenizer
 from server.engine.protocol import (
     EngineHealth,
@@ -48,6 +50,8 @@ class ScriptedEngine:
     fail_on: an answer fails where this text would begin. cached_tokens: of every prompt.
     jobs, cancelled: what was asked for, and the ids that were closed before their end.
     """
+
+    registry: CollectorRegistry | None = None
 
     def __init__(
         self,

@@ -45,6 +45,8 @@ class TransformersEngine:
     hands each step's results back in one call per event loop.
     """
 
+    registry = None  # the server counts what there is to know
+
     def __init__(self, loaded: LoadedModel, limits: BatchLimits, max_waiting: int) -> None:
         self.card = card_of(loaded, limits.context)
         self._loaded = loaded

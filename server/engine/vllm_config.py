@@ -1,5 +1,6 @@
 """From the server's settings to an engine on vLLM: its arguments, ours in them, and what is refused."""
 
+import logging
 import os
 import secrets
 from collections.abc import Mapping
@@ -7,30 +8,25 @@ from dataclasses import fields
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from math import prod
 from typing import Any, Protocol
 
 import psutil
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from server.engine.memory import GB, SHARE_ON_CPU
 from server.engine.transformers_engine import EngineSettings
-from server.engine.vllm_engine import VllmEngine, VllmLimits, last_cause
+from server.engine.vllm_causes import SET_ELSEWHERE, in_our_words
+from server.engine.vllm_engine import VllmEngine, VllmLimits
 from steering.checkpoint import Checkpoint, read_checkpoint
 from steering.errors import ModelUnavailable
 from steering.vllm import plugin
+from steering.vllm.plugin import last_cause
 
 WORKER = "steering.vllm.worker.SteeringWorker"
 MOST_LOGPROBS = 20
 # vLLM's arguments that this project sets, or that steering does not survive.
-SET_ELSEWHERE = {
-    "model": "--model",
-    "tokenizer": "--model",
-    "dtype": "--dtype",
-    "max_model_len": "--max-context",
-    "max_num_seqs": "--max-batch-size",
-    "max_num_batched_tokens": "--prefill-chunk",
-    "kv_cache_memory_bytes": "--kv-cache-gb",
-    "served_model_name": "--served-model-name",
-}
 OURS = frozenset(
     {
         "additional_config",
@@ -55,11 +51,21 @@ UNSTEERABLE = {
 }
 
 
+PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+# What vLLM's processes on a CPU say at each start and end, and nobody can do anything about.
+QUIET = (
+    "ignore::FutureWarning:vllm.triton_utils.dispatcher,ignore::UserWarning:multiprocessing.resource_tracker"
+)
+
+
 class VllmSettings(EngineSettings, Protocol):
     """What of the server's settings an engine on vLLM reads; see server.config."""
 
     @property
     def engine_arg(self) -> Mapping[str, Any]: ...
+
+    @property
+    def log_level(self) -> str: ...
 
     @property
     def max_profiles(self) -> int: ...
@@ -77,9 +83,24 @@ def create_engine(settings: VllmSettings) -> VllmEngine:
     try:
         config = engine_config(settings, checkpoint)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise ModelUnavailable(f"vLLM cannot serve this: {last_cause(error)}") from error
-    limits = VllmLimits(settings.max_batch_size, settings.max_waiting, settings.max_profiles)
+        raise ModelUnavailable(f"vLLM cannot serve this: {in_our_words(explained(error))}") from error
+    at_once = settings.max_batch_size * config.parallel_config.data_parallel_size
+    limits = VllmLimits(at_once, settings.max_waiting, settings.max_profiles)
     return VllmEngine(checkpoint, config, limits)
+
+
+def explained(error: Exception) -> str:
+    """Return what vLLM says of its arguments in one line, without its value dumps and addresses."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, ValidationError):
+        return "; ".join(map(complaint, error.errors(include_url=False, include_input=False)))
+    return last_cause(error)
+
+
+def complaint(detail: ErrorDetails) -> str:
+    place = ".".join(map(str, detail["loc"]))
+    return f"{place}: {detail['msg']}" if place else detail["msg"].removeprefix("Value error, ")
 
 
 def see_that_vllm_is_there() -> None:
@@ -99,11 +120,22 @@ def see_that_vllm_is_there() -> None:
 
 def set_environment(settings: VllmSettings) -> None:
     """Set what vLLM reads from the environment; what is set already stays."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if settings.log_level == "debug" else "ERROR")
+    if settings.log_level != "debug":
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM reads its own level
+        os.environ.setdefault("PYTHONWARNINGS", QUIET)
     if settings.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))
+    if settings.threads or ranks(settings.engine_arg) > 1:
+        # Else each rank wants a NUMA node of its own.
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def ranks(given: Mapping[str, Any]) -> int:
+    """Return how many workers vLLM's arguments ask for; what is no number is vLLM's to refuse."""
+    sizes = [given.get(name) for name in PARALLEL]
+    return prod(size for size in sizes if isinstance(size, int))
 
 
 def refuse_arguments(given: Mapping[str, Any]) -> None:
@@ -116,7 +148,7 @@ def refuse_arguments(given: Mapping[str, Any]) -> None:
             raise ModelUnavailable(f"--engine-arg {name}: say it with {SET_ELSEWHERE[name]}")
         if name in OURS:
             raise ModelUnavailable(f"--engine-arg {name}: the server sets it itself")
-        if name in UNSTEERABLE and value:
+        if name in UNSTEERABLE and value not in (None, False):
             raise ModelUnavailable(f"--engine-arg {name}: not with steering, {UNSTEERABLE[name]}")
         if name not in known:
             near = get_close_matches(name, known, n=1)

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from server.engine.protocol import (
     EngineHealth,
     EngineState,
@@ -20,6 +22,7 @@ from server.engine.protocol import (
 from server.engine.residents import Residents
 from server.engine.tickets import Result, Results
 from server.engine.token_bytes import token_bytes
+from server.engine.vllm_causes import Causes
 from server.engine.writing import Writing, final_tokens
 from steering.checkpoint import Checkpoint
 from steering.errors import (
@@ -35,7 +38,7 @@ from steering.plan import BatchRow, HeldPlan, HeldTerm, steered_tokens
 from steering.processor import image_token_of
 from steering.types import SteeringPlan, SteeringVectors
 from steering.vllm.plans import loadable, packed_request, packed_vectors, prompt_salt
-from steering.vllm.plugin import CHILD
+from steering.vllm.plugin import CAUSES, CHILD
 
 logger = logging.getLogger(__name__)
 RETRY_AFTER = 2
@@ -72,6 +75,7 @@ class VllmEngine:
         self._leading: dict[str, asyncio.Event] = {}
         self._by_graphs = False
         self._verifying: asyncio.Task[None] | None = None
+        self._causes = Causes()
 
         self.card = self._describe_model()
 
@@ -97,12 +101,15 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         os.environ[CHILD] = str(os.getpid())
+        os.environ[CAUSES] = str(self._causes.path)
         try:
-            self._llm = AsyncLLM.from_vllm_config(self.config, disable_log_stats=True)
+            self._llm = AsyncLLM.from_vllm_config(self.config, disable_log_stats=False)
             workers = await self.describe()
         except Exception as error:
-            self._fail(f"vLLM could not start: {last_cause(error)}")
-            raise ModelUnavailable(f"{self._reason}; its log above says more") from error
+            reason = f"vLLM could not start: {self._causes.of(error)}"
+            self._fail(reason)
+            await self.close()
+            raise ModelUnavailable(reason) from error
         try:
             self._see_that_all_are_steered(workers)
         except ModelUnavailable:
@@ -157,6 +164,12 @@ class VllmEngine:
             if self._llm.output_handler is not None:
                 self._llm.output_handler.cancel()
             await asyncio.to_thread(self._llm.shutdown, LAST_SECONDS)
+        self._causes.remove()
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """What vLLM counts, and how this process is."""
+        return REGISTRY
 
     def health(self) -> EngineHealth:
         if self._state == "ready" and self._llm.errored:
@@ -261,7 +274,7 @@ class VllmEngine:
 
     def _explained(self, error: Exception) -> SteeringError:
         if self._llm.errored:
-            self._fail(f"vLLM's engine process ended: {last_cause(error)}")
+            self._fail(f"vLLM's engine process ended: {self._causes.of(error)}")
             return EngineUnavailable(f"the engine stopped: {self._reason}", None)
         logger.error("a request failed in vLLM", exc_info=error)
         return GenerationFailed(f"generation failed ({type(error).__name__})")
@@ -380,10 +393,3 @@ def sampling_params(job: GenerationJob, end_tokens: frozenset[int]) -> Any:
         structured_outputs=StructuredOutputsParams(json=asked.grammar.annotated) if asked.grammar else None,
         extra_args=packed_request(SteeringPlan(tuple(moving)), len(job.prompt), images) if moving else None,
     )
-
-
-def last_cause(error: BaseException) -> str:
-    """Return what an error goes back to, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(f"{type(error).__name__}: {error}".split())[:400]

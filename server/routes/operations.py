@@ -67,7 +67,9 @@ async def metrics(request: Request) -> Response:
 def health_of(service: Service) -> EngineHealth:
     """Return the engine's health; a server that is to stop drains before its engine does."""
     found = service.engine.health()
-    return replace(found, state="draining") if service.intake.closed and found.state == "ready" else found
+    if service.intake.closed and found.state == "ready":
+        return replace(found, state="draining", reason="the server was told to stop")
+    return found
 
 
 def report(found: EngineHealth, good: bool) -> Response:

@@ -5,9 +5,11 @@ such requests vLLM behaves as it would without the plugin.
 """
 
 import ctypes
+import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 from steering.vllm.plans import KEY
@@ -15,6 +17,9 @@ from steering.vllm.plans import KEY
 NAME = "grainserve"  # of the entry point
 # Set to an engine's process id for the processes that it starts.
 CHILD = "STEERING_VLLM_ENGINE"
+# Names the file into which these processes write what went wrong in them.
+CAUSES = "STEERING_VLLM_CAUSES"
+MOST_TOLD = 600  # characters of an error
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
 
@@ -24,6 +29,8 @@ def register() -> None:
 
     if os.environ.get(CHILD) not in (None, str(os.getpid())):
         follow_the_server()
+        if path := os.environ.get(CAUSES):
+            logging.getLogger("vllm").addHandler(Causes(path))
     if not hasattr(kv_cache_utils.generate_block_hash_extra_keys, "__wrapped__"):
         kv_cache_utils.generate_block_hash_extra_keys = keyed_apart(
             kv_cache_utils.generate_block_hash_extra_keys
@@ -35,6 +42,31 @@ def follow_the_server() -> None:
     os.setpgid(0, 0)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Causes(logging.Handler):
+    """Writes what each logged exception goes back to into a file, a line each: the server cannot see it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(logging.ERROR)
+        self._path = Path(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return
+        try:
+            with self._path.open("a", encoding="utf-8") as causes:
+                causes.write(last_cause(error) + "\n")
+        except OSError:
+            self.handleError(record)
+
+
+def last_cause(error: BaseException) -> str:
+    """Return what an error goes back to, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MOST_TOLD]
 
 
 def keyed_apart(extra_keys: Any) -> Any:

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from server.config import Settings
 from server.serving import example
+from tests.server.running import until
 from tests.tiny_models import save_tiny
 
 COMMAND = [sys.executable, "-m", "server"]
@@ -143,3 +145,44 @@ def test_every_setting_has_a_flag() -> None:
     flags = run("serve", "--help", COLUMNS="200", TERM="dumb").stdout
     for name in Settings.model_fields:
         assert f"--{name.replace('_', '-')}" in flags
+
+
+STARTING = """
+import subprocess, sys, time
+from server import serving
+from server.cli import main
+from server.engine.scripted import ScriptedEngine
+from steering.errors import ModelUnavailable
+
+class Starting(ScriptedEngine):
+    async def start(self):
+        if {fails}:
+            raise ModelUnavailable("the engine has no memory; give it some")
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        print(child.pid, flush=True)
+        time.sleep(60)
+
+serving.engine_of = lambda settings: Starting()
+main()
+"""
+
+
+def test_an_engine_that_cannot_start_says_why_in_a_line() -> None:
+    command = [sys.executable, "-c", STARTING.format(fails=True), "serve", "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    assert ended.returncode == 1
+    assert ended.stderr == "grainserve: the engine has no memory; give it some\n"
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_and_its_processes_while_the_engine_starts(end: signal.Signals) -> None:
+    command = [sys.executable, "-c", STARTING.format(fails=False), "serve", "--port", "0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(end)
+        assert process.wait(10) == 0
+        until(lambda: not child.is_running())
+        assert process.stderr is not None
+        assert process.stderr.read() == ""

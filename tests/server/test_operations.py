@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, Gauge
 
 from server.engine.scripted import ScriptedEngine
 from tests.server.running import CHAT, HELLO, Running, error_of, until
@@ -250,3 +251,32 @@ def test_the_engine_is_started_and_closed_with_the_app(store: Any) -> None:
         assert engine.health().state == "ready"
         assert httpx.get(f"{server.url}/ready").status_code == 200
     assert engine.health().state == "draining"
+
+
+def test_what_is_refused_before_it_is_routed_counts_for_its_route(start: Any) -> None:
+    server = start(api_key="secret")
+    server.client.post(CHAT, json=HELLO)
+    server.client.get("/v1/models/scripted")
+    server.client.get("/nothing/here")
+    key = {"authorization": "Bearer secret"}
+    told = server.client.get("/metrics", headers=key).text
+    assert f'grainserve_requests_total{{route="{CHAT}",status="401"}} 1.0' in told
+    assert 'grainserve_requests_total{route="/v1/models/{model_id:path}",status="401"} 1.0' in told
+    assert 'grainserve_requests_total{route="unmatched",status="401"} 1.0' in told
+
+
+def test_metrics_have_what_the_engine_counts(start: Any) -> None:
+    counted = CollectorRegistry()
+    engine = ScriptedEngine()
+    engine.registry = counted
+    server = start(engine)
+    Gauge("engine:kv_cache_usage", "Of the whole.", registry=counted).set(0.25)
+    assert metric(server, "engine:kv_cache_usage") == 0.25
+
+
+def test_a_server_told_to_stop_says_so_when_asked_whether_it_is_ready(start: Any) -> None:
+    server = start()
+    server.app.state.service.intake.closed = True
+    assert server.client.get("/ready").json() == {
+        "status": "draining", "reason": "the server was told to stop", "running": 0, "waiting": 0
+    }  # fmt: skip
