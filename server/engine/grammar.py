@@ -17,10 +17,10 @@ from server.nesting import MOST_DEPTH, children, deeper
 from steering.errors import InvalidRequest
 from vector_store.names import quoted
 
-# White space that JSON may have between its parts: enough to indent, too little to idle in.
-WHITE_SPACE = r"[ \n\t]{0,12}"
+# JSON on one line: white space that may go on for ever is where a model idles.
+ONE_LINE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 # oneOf is read as anyOf: the alternatives of real schemas exclude each other.
-OPTIONS: Any = {"whitespace_pattern": WHITE_SPACE, "coerce_one_of": True}
+OPTIONS: Any = {**ONE_LINE, "coerce_one_of": True}
 MOST_EXACT = 2**53  # beyond it neighbouring integers are one number to many readers of JSON
 MOST_SCHEMA_BYTES = 128 * 1024
 BOUNDS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})

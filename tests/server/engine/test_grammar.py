@@ -101,6 +101,27 @@ def test_a_reference_into_a_part_of_the_schema_is_followed(tiny_model: Loader) -
     assert json.loads(text_of(batch.results[request])) == {"n": 1}
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ('{"a": [1, 2], "b":{}}', '{"a": [1, 2], "b":{}}'),
+        ('{\n "a": 1}', "{"),
+        ('{"a": 1\n}', '{"a": 1'),
+        ('{"a":  1}', '{"a": '),
+    ],
+)
+def test_what_is_written_stays_on_one_line(text: str, written: str) -> None:
+    tokenizer = byte_tokenizer()
+    matcher = Grammars(tokenizer, 258, (257,)).of_schema({"type": "object"}, "x").matcher()
+    taken = []
+    for token in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        if not matcher.allowed()[token]:
+            break
+        matcher.take(token)
+        taken.append(token)
+    assert tokenizer.decode(taken) == written
+
+
 def test_a_schema_is_compiled_once(tiny_model: Loader) -> None:
     grammars = grammars_of(tiny_model("llama"))
     first, second = grammars.of_schema(PERSON, "x"), grammars.of_schema(dict(PERSON), "y")
