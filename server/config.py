@@ -42,14 +42,21 @@ def split_names(value: Any) -> Any:
 def read_arguments(value: Any) -> Any:
     """Return name=value pairs as a dict; each value is read as JSON, or else is the text that it is."""
     if isinstance(value, str):
-        value = json.loads(value) if value.startswith("{") else split_names(value)
+        value = listed(value) if value.lstrip().startswith(("{", "[")) else split_names(value)
     if not isinstance(value, list | tuple):
         return value
     pairs = [str(each).partition("=") for each in value]
     for name, equals, _ in pairs:
         if not name or not equals:
-            raise ValueError("write name=value")
+            raise ValueError('write name=value, or all as a JSON object: {"name": value}')
     return {name.strip().replace("-", "_"): json_or_text(said) for name, _, said in pairs}
+
+
+def listed(said: str) -> Any:
+    try:
+        return json.loads(said)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
 
 
 def json_or_text(said: str) -> Any:
@@ -209,5 +216,6 @@ def complaints(error: ValidationError) -> list[str]:
             lines.append(f"{name}: there is no such setting")
         else:
             variable = f"GRAINSERVE_{str(detail['loc'][0]).upper()}" if detail["loc"] else ""
-            lines.append(f"{name}: {detail['msg']} (from a flag, {variable} or the file)")
+            said = detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {said} (from a flag, {variable} or the file)")
     return lines

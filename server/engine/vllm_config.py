@@ -163,6 +163,9 @@ def engine_config(settings: VllmSettings, checkpoint: Checkpoint) -> Any:
     from vllm.platforms import current_platform
 
     on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        # What vLLM 0.32 compiles ahead of time it cannot load there, and compiles again at each start.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     refuse_device(settings.device, on_cpu)
     checkpoint_dtype = str(checkpoint.parts.config.get_text_config().dtype).removeprefix("torch.")
     arguments: dict[str, Any] = {

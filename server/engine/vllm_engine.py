@@ -65,7 +65,7 @@ class VllmEngine:
     def __init__(self, checkpoint: Checkpoint, config: Any, limits: VllmLimits) -> None:
         self._checkpoint = checkpoint
         self.config = config
-        self._limits = limits
+        self.limits = limits
         self._llm: Any = None
         self._state: EngineState = "starting"
         self._reason: str | None = None
@@ -189,9 +189,9 @@ class VllmEngine:
             why = f": {self._reason}" if self._reason else ""
             again = None if self._state == "dead" else RETRY_AFTER
             raise EngineUnavailable(f"the engine is {self._state}{why}", again)
-        if len(self._tasks) >= self._limits.slots + self._limits.waiting:
+        if len(self._tasks) >= self.limits.slots + self.limits.waiting:
             raise EngineOverloaded(
-                f"{self._limits.waiting} requests are waiting already; try again later", RETRY_AFTER
+                f"{self.limits.waiting} requests are waiting already; try again later", RETRY_AFTER
             )
 
     async def _serve(self, job: GenerationJob, results: asyncio.Queue[Result]) -> None:

@@ -109,3 +109,22 @@ def test_a_variable_that_is_nearly_a_setting_is_refused(monkeypatch: pytest.Monk
     with pytest.raises(BadSettings, match=r"GRAINSERVE_API_KYE.*GRAINSERVE_API_KEY\?") as refusal:
         load_settings({})
     assert "secret" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["eager=true, block-size=64", '{"eager": true, "block_size": 64}', '["eager=true", "block_size=64"]'],
+)
+def test_arguments_of_vllms_are_pairs_or_json(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAINSERVE_ENGINE_ARG", said)
+    assert load_settings({}).engine_arg == {"eager": True, "block_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [('{"a": 1', "engine_arg: not JSON"), ("eager", "write name=value, or all as a JSON object")],
+)
+def test_arguments_that_are_neither_are_refused(said: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAINSERVE_ENGINE_ARG", said)
+    with pytest.raises(BadSettings, match=why):
+        load_settings({})
