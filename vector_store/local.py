@@ -42,7 +42,7 @@ class LocalStore:
         """Return the version, or the newest, as it lies on disk now."""
         located = self._located(name)
         if not located:
-            raise unknown_profile(name, self._names())
+            raise unknown_profile(name, self._names() - {name})  # its directory may be there, empty
         newest = max(located)
         if version is not None and version not in located:
             raise unknown_version(name, version, located)

@@ -68,6 +68,9 @@ class VllmSettings(EngineSettings, Protocol):
     def log_level(self) -> str: ...
 
     @property
+    def served_model_name(self) -> str | None: ...
+
+    @property
     def max_profiles(self) -> int: ...
 
     @property
@@ -170,6 +173,7 @@ def engine_config(settings: VllmSettings, checkpoint: Checkpoint) -> Any:
     checkpoint_dtype = str(checkpoint.parts.config.get_text_config().dtype).removeprefix("torch.")
     arguments: dict[str, Any] = {
         "model": checkpoint.parts.path,
+        "served_model_name": settings.served_model_name or checkpoint.identity.id,
         "dtype": settings.dtype if settings.dtype != "auto" else "float32" if on_cpu else checkpoint_dtype,
         "max_model_len": settings.max_context,
         "max_num_seqs": settings.max_batch_size,

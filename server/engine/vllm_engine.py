@@ -26,6 +26,7 @@ from server.engine.vllm_causes import Causes
 from server.engine.writing import Writing, final_tokens
 from steering.checkpoint import Checkpoint
 from steering.errors import (
+    ContextLengthExceeded,
     EngineOverloaded,
     EngineUnavailable,
     GenerationFailed,
@@ -100,6 +101,7 @@ class VllmEngine:
         """Start vLLM's processes, see that each block is steered, and send one small job through."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        logger.info("vLLM loads the model; where it is compiled, that may take minutes")
         os.environ[CHILD] = str(os.getpid())
         os.environ[CAUSES] = str(self._causes.path)
         try:
@@ -214,6 +216,12 @@ class VllmEngine:
 
     async def _generate(self, job: GenerationJob, results: asyncio.Queue[Result]) -> None:
         from vllm.inputs.engine import tokens_input
+
+        if len(job.prompt) >= self.card.context_length:
+            raise ContextLengthExceeded(
+                f"the prompt's {len(job.prompt)} tokens fill the context of {self.card.context_length}; "
+                "leave room for one more, which vLLM wants also where none is generated"
+            )
 
         prompt: Any = tokens_input(list(job.prompt), cache_salt=prompt_salt(job.plan))
         if job.images is not None:

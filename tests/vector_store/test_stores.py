@@ -92,6 +92,14 @@ def test_an_empty_store_says_so(store: VectorStore):
         store.get("truthful")
 
 
+def test_a_directory_without_versions_is_no_profile(tmp_path: Path, make_manifest, make_deltas):
+    local = LocalStore(tmp_path)
+    local.publish(make_manifest("truthful"), make_deltas(), {})
+    (local.root / "concise").mkdir()
+    with pytest.raises(ProfileNotFound, match=r"no profile named 'concise'; the store has truthful$"):
+        local.get("concise")
+
+
 def test_many_profiles_are_not_all_named_in_an_error(store: VectorStore, make_manifest, make_deltas):
     for number in range(12):
         store.publish(make_manifest(f"p{number}"), make_deltas(), {})

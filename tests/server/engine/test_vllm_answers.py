@@ -11,6 +11,7 @@ pytest.importorskip("vllm")
 
 from server.engine.grammar import Grammars, UnsupportedSchema
 from server.engine.protocol import GenerationJob, PositionLogprobs, SamplingParams, TokenEvent
+from steering.errors import ContextLengthExceeded
 from tests.server.engine.on_vllm import OnVllm, on_vllm
 from tests.server.engine.reference import greedy_job, random_vectors, term
 from tests.server.engine.test_transformers_engine import answer, running
@@ -97,7 +98,7 @@ def test_schemas_hold_and_leave_the_neighbours_free(served: OnVllm) -> None:
     grammars = Grammars(card.tokenizer, card.vocabulary_size, card.end_tokens)
     jobs = [
         asked(served, f"shape {i}", grammar=grammars.of_schema(schema, "schema"), max_tokens=40)
-        for i, schema in enumerate([SCHEMA, {"enum": ["xyz", "no"]}] * 2)
+        for i, schema in enumerate([SCHEMA, {"enum": ["xyz", "no"]}, {"type": "object"}] * 2)
     ] + [asked(served, "free")]
     found, expected = served.events(jobs), by_default(served, jobs)
     assert [whole(each) for each in found] == [whole(each) for each in expected]
@@ -112,6 +113,15 @@ def test_a_schema_that_spells_an_end_token_is_refused_rather_than_cut_off(served
     )
     with pytest.raises(UnsupportedSchema):
         served.events([asked(served, "spells", grammar=grammar, max_tokens=40, ignore_eos=False)])
+
+
+def test_a_prompt_that_fills_the_context_is_refused(served: OnVllm) -> None:
+    full = served.engine.card.context_length
+    job = greedy_job("full", [5] * full, 0)
+    with pytest.raises(ContextLengthExceeded, match=f"fill the context of {full}"):
+        served.events([job])
+    fits = replace(job, id="fits", prompt=job.prompt[1:])
+    assert served.events([fits])[0][-1].finish == "length"
 
 
 def test_a_seed_says_the_same_again_and_another_something_else(served: OnVllm) -> None:
