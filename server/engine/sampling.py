@@ -77,10 +77,10 @@ class Sampler:
         return draw(tempered, self._params, noise_key(self._seed, self._step))
 
     def _adjusted(self, logits: Tensor) -> Tensor:
-        self._penalise(logits)
         if self._params.logit_bias:
             tokens = torch.tensor(list(self._params.logit_bias), device=logits.device)
             logits[tokens] += torch.tensor(list(self._params.logit_bias.values()), device=logits.device)
+        self._penalise(logits)  # what was biased, as vLLM does
         return logits
 
     def _penalise(self, logits: Tensor) -> None:

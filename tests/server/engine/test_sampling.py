@@ -120,6 +120,12 @@ def test_presence_and_frequency_penalties_count_the_completion_alone() -> None:
     assert moved[[1, 4, 6, 7]].tolist() == [0.0, -1.0, -0.75, 0.0]
 
 
+def test_the_repetition_penalty_counts_what_a_bias_gave() -> None:
+    logits = torch.tensor([4.0, 4.2, -9.0])
+    sampler = Sampler(params(temperature=0.0, repetition_penalty=2.0, logit_bias={0: 3.0}), [0], 3)
+    assert int(sampler.choose(logits)) == 1  # (4 + 3) / 2 < 4.2 < 4 / 2 + 3
+
+
 def test_a_logit_bias_forbids_and_forces() -> None:
     logits = random_logits()
     best = int(logits.argmax())

@@ -61,6 +61,7 @@ def whole(events: Sequence[TokenEvent]) -> tuple[str, int, str | None, tuple[int
         {"repetition_penalty": 1.3},
         {"presence_penalty": 1.5, "frequency_penalty": 0.7},
         {"logit_bias": {7: 100.0, 8: 99.5}, "frequency_penalty": 0.4},
+        {"logit_bias": {7: 5.0, 8: 5.1}, "repetition_penalty": 1.7},
     ],
     ids=str,
 )
