@@ -22,7 +22,7 @@ from server.engine.vllm_engine import VllmEngine, VllmLimits
 from steering.checkpoint import Checkpoint, read_checkpoint
 from steering.errors import ModelUnavailable
 from steering.vllm import plugin
-from steering.vllm.plugin import last_cause
+from steering.vllm.plugin import last_cause, root_of
 
 WORKER = "steering.vllm.worker.SteeringWorker"
 MOST_LOGPROBS = 20
@@ -94,11 +94,10 @@ def create_engine(settings: VllmSettings) -> VllmEngine:
 
 def explained(error: Exception) -> str:
     """Return what vLLM says of its arguments in one line, without its value dumps and addresses."""
-    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    if isinstance(error, ValidationError):
-        return "; ".join(map(complaint, error.errors(include_url=False, include_input=False)))
-    return last_cause(error)
+    root = root_of(error)
+    if isinstance(root, ValidationError):
+        return "; ".join(map(complaint, root.errors(include_url=False, include_input=False)))
+    return last_cause(root)
 
 
 def complaint(detail: ErrorDetails) -> str:

@@ -62,10 +62,15 @@ class Causes(logging.Handler):
             self.handleError(record)
 
 
-def last_cause(error: BaseException) -> str:
-    """Return what an error goes back to, in one line."""
+def root_of(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def last_cause(error: BaseException) -> str:
+    """Return what an error goes back to, in one line."""
+    error = root_of(error)
     return " ".join(f"{type(error).__name__}: {error}".split())[:MOST_TOLD]
 
 
