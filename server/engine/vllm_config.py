@@ -86,7 +86,8 @@ def create_engine(settings: VllmSettings) -> VllmEngine:
     try:
         config = engine_config(settings, checkpoint)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise ModelUnavailable(f"vLLM cannot serve this: {in_our_words(explained(error))}") from error
+        told = in_our_words(explained(error))
+        raise ModelUnavailable(f"vLLM cannot serve this: {told}{hint(told)}") from error
     at_once = settings.max_batch_size * config.parallel_config.data_parallel_size
     limits = VllmLimits(at_once, settings.max_waiting, settings.max_profiles)
     return VllmEngine(checkpoint, config, limits)
@@ -98,6 +99,13 @@ def explained(error: Exception) -> str:
     if isinstance(root, ValidationError):
         return "; ".join(map(complaint, root.errors(include_url=False, include_input=False)))
     return last_cause(root)
+
+
+def hint(told: str) -> str:
+    """Return what vLLM leaves to its log."""
+    if "failed to be inspected" in told and find_spec("torchvision") is None:
+        return "; its code for most families with images needs torchvision, which is not installed"
+    return ""
 
 
 def complaint(detail: ErrorDetails) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,6 @@ from server.engine.vllm_engine import VllmEngine
 from steering.loading import LoadedModel, load_model
 from steering.vllm.plugin import NAME
 from tests.tiny_models import save_tiny
-from tests.tiny_vlms import VLMS, save_tiny_vlm
 
 HEAD_DIM = 32  # the smallest that vLLM's attention takes on a CPU
 R = TypeVar("R")
@@ -48,10 +47,14 @@ async def answer(engine: VllmEngine, job: GenerationJob) -> list[TokenEvent]:
 
 @contextmanager
 def on_vllm(
-    folder: Path, family: str = "llama", by_table: bool = False, eager: bool = True, **settings: Any
+    folder: Path,
+    family: str = "llama",
+    by_table: bool = False,
+    eager: bool = True,
+    save: Callable[[str, Path, int], object] = save_tiny,
+    **settings: Any,
 ) -> Iterator[OnVllm]:
-    """Serve a tiny model; by_table: steer as CUDA graphs would be steered."""
-    save = save_tiny_vlm if family in VLMS else save_tiny
+    """Serve a tiny model; by_table: steer as CUDA graphs would be steered; save: what writes the model."""
     save(family, folder, HEAD_DIM)
     with serving(folder, by_table, enforce_eager=eager, **settings) as served:
         yield served

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from steering.vllm import plugin
 from steering.vllm.plugin import NAME
 from tests.server.engine.on_vllm import HEAD_DIM
 from tests.tiny_models import save_tiny
+from tests.tiny_vlms import save_tiny_vlm
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -120,3 +122,11 @@ def test_why_vllm_ended_is_found_where_its_processes_wrote_it(monkeypatch: Any) 
     assert causes.of(ended) == causes.of(error) == said
     causes.remove()
     assert causes.of(ended) == "it left no reason; its log may"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_family_that_needs_torchvision_says_so(tmp_path: Path) -> None:
+    save_tiny_vlm("gemma3", tmp_path, HEAD_DIM)
+    with pytest.raises(ModelUnavailable, match=r"needs torchvision, which is not installed$"):
+        create_engine(settings(tmp_path))

@@ -18,6 +18,7 @@ from steering.types import SteeringTerm
 from tests.server.engine.on_vllm import OnVllm, answer, on_vllm
 from tests.server.engine.reference import greedy_job, naive_text, naive_tokens, random_vectors, term
 from tests.server.engine.test_seeing import mixed_jobs as seeing_jobs
+from tests.tiny_vlms import save_tiny_vlm
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 WAYS: dict[str, dict[str, Any]] = {
@@ -207,7 +208,7 @@ def test_families_that_sum_early_late_and_in_windows_are_steered(tmp_path: Path)
 
 
 def test_images_are_seen_and_steered_by_kind_of_token(tmp_path: Path) -> None:
-    with on_vllm(tmp_path, "idefics3") as served:
+    with on_vllm(tmp_path, "idefics3", save=save_tiny_vlm) as served:
         jobs = seeing_jobs(served.loaded)
         assert served.texts(jobs) == [naive_text(served.loaded, job) for job in jobs]
 
