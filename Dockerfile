@@ -42,7 +42,8 @@ ENV PATH=/opt/grainserve/bin:$PATH \
     GRAINSERVE_HOST=0.0.0.0 \
     GRAINSERVE_PORT=8000 \
     GRAINSERVE_CACHE_DIR=/models \
-    GRAINSERVE_STORE=/profiles
+    GRAINSERVE_STORE=/profiles \
+    GRAINSERVE_EXIT_WHEN_DEAD=true
 WORKDIR /tmp
 USER 10001
 VOLUME ["/models", "/profiles"]

@@ -39,11 +39,13 @@ ENV PYTHONUNBUFFERED=1 \
     HOME=/tmp \
     HF_HOME=/models/hub \
     VLLM_CACHE_ROOT=/models/vllm \
+    TORCHINDUCTOR_CACHE_DIR=/models/torchinductor \
     GRAINSERVE_ENGINE=vllm \
     GRAINSERVE_HOST=0.0.0.0 \
     GRAINSERVE_PORT=8000 \
     GRAINSERVE_CACHE_DIR=/models \
-    GRAINSERVE_STORE=/profiles
+    GRAINSERVE_STORE=/profiles \
+    GRAINSERVE_EXIT_WHEN_DEAD=true
 USER 10001
 VOLUME ["/models", "/profiles"]
 EXPOSE 8000

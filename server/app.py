@@ -1,6 +1,7 @@
 """create_app: the only wiring."""
 
 import gc
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
@@ -29,10 +30,11 @@ from server.steering_option import Resolver
 from server.template_option import template_option
 from server.tooling import tool_format
 from server.translate import Translator
-from steering.errors import SteeringError
+from steering.errors import ProfileCorrupt, SteeringError
 from steering.images import ImageLimits
 from vector_store.store import VectorStore
 
+logger = logging.getLogger(__name__)
 ROUTERS = [each.router for each in (chat, completions, responses, tokens, models, profiles, operations)]
 ROUTES = [route for router in ROUTERS for route in router.routes]
 MOST_BYTES, MOST_BYTES_WITH_IMAGES = 4 * 1024**2, 20 * 1024**2
@@ -117,4 +119,6 @@ def shared_with(origins: Sequence[str]) -> list[Middleware]:
 
 
 async def answer_problem(_request: Request, error: Exception) -> Response:
+    if isinstance(error, ProfileCorrupt):
+        logger.error("%s", error.message)  # for the operator: the caller cannot mend it
     return problem_of(error).response()

@@ -88,6 +88,7 @@ def serve(
     idle_timeout: Annotated[int | None, flag("idle_timeout")] = None,
     sse_keep_alive: Annotated[float | None, flag("sse_keep_alive")] = None,
     grace: Annotated[float | None, flag("grace")] = None,
+    exit_when_dead: Annotated[bool | None, flag("exit_when_dead")] = None,
     log_level: Annotated[str | None, flag("log_level")] = None,
     config: Annotated[
         Path | None, typer.Option(envvar="GRAINSERVE_CONFIG", help="TOML file of settings.")

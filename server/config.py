@@ -153,6 +153,9 @@ class Settings(BaseSettings):
     grace: float = Field(
         30, ge=0, le=3600, description="Seconds that requests may go on once the server is told to stop."
     )
+    exit_when_dead: bool = Field(
+        False, description="End, with status 1, once the engine is dead; for what restarts a server."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
     )

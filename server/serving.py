@@ -37,6 +37,7 @@ SEE = [
     {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{GREY}"}},
     {"type": "text", "text": "what is in the image?"},
 ]
+TRACKER = "from multiprocessing.resource_tracker import"
 LAST_SECONDS = 5  # for the answers to end after the engine closed
 
 
@@ -57,7 +58,9 @@ class Server(uvicorn.Server):
         self._engine = service.engine
         self._intake = service.intake
         self._grace = service.settings.grace
+        self._ends_with_engine = service.settings.exit_when_dead
         self._announce = announce
+        self.died_of: str | None = None  # why the engine died, where the server is to end with it
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take nothing in from now on and say what is waited for; asked a second time, stop at once.
@@ -85,6 +88,12 @@ class Server(uvicorn.Server):
             raise CannotServe(f"cannot listen: {error.strerror}; choose another --port") from error
         self._announce()
 
+    async def on_tick(self, counter: int) -> bool:
+        found = self._engine.health()
+        if self._ends_with_engine and found.state == "dead" and not self.should_exit:
+            self.died_of = found.reason or "it gave no reason"
+        return await super().on_tick(counter) or self.died_of is not None
+
     async def main_loop(self) -> None:
         await super().main_loop()
         self._intake.closed = True
@@ -106,7 +115,7 @@ def end_now() -> None:
         with suppress(psutil.Error):
             command = process.cmdline()
         with suppress(psutil.Error):
-            if not any("resource_tracker" in word for word in command):
+            if not any(TRACKER in word for word in command):
                 process.kill()
     os._exit(0)
 
@@ -128,7 +137,10 @@ def serve_forever(settings: Settings) -> None:
 
 def serve_app(app: FastAPI, listener: socket.socket) -> None:
     service: Service = app.state.service
-    Server(uvicorn_config(app, service.settings), service, lambda: announce(app, listener)).run([listener])
+    server = Server(uvicorn_config(app, service.settings), service, lambda: announce(app, listener))
+    server.run([listener])
+    if server.died_of is not None:
+        raise CannotServe(f"the engine died: {server.died_of}")
 
 
 @contextmanager

@@ -171,6 +171,12 @@ class Translator:
         suffix = self.served.suffix_of(model)
         others = (None if suffix is None else asked_in_string(suffix, "model"), asked_in_headers(headers))
         steerings = swept(steering, n)
+        if len(steerings) > self.most_choices:
+            raise InvalidSteering(
+                f"{len(steerings)} strengths make as many choices; this server runs {self.most_choices} at "
+                "most at once",
+                "steering.strength",
+            )
         resolver = replace(self.resolver, model=self.identity, pausing=constrained)
         plans = [agreed_plan((asked_in_body(each), *others), resolver) for each in steerings]
         return plans if len(plans) > 1 else plans * (n or 1)

@@ -148,7 +148,7 @@ def test_every_setting_has_a_flag() -> None:
 
 
 STARTING = """
-import subprocess, sys, time
+import asyncio, subprocess, sys, time
 from server import serving
 from server.cli import main
 from server.engine.scripted import ScriptedEngine
@@ -156,8 +156,12 @@ from steering.errors import ModelUnavailable
 
 class Starting(ScriptedEngine):
     async def start(self):
-        if {fails}:
+        if "{way}" == "fails":
             raise ModelUnavailable("the engine has no memory; give it some")
+        if "{way}" == "dies":
+            self._state = "ready"
+            asyncio.get_running_loop().call_later(0.5, self.die, "out of memory")
+            return
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         print(child.pid, flush=True)
         time.sleep(60)
@@ -168,15 +172,23 @@ main()
 
 
 def test_an_engine_that_cannot_start_says_why_in_a_line() -> None:
-    command = [sys.executable, "-c", STARTING.format(fails=True), "serve", "--port", "0"]
+    command = [sys.executable, "-c", STARTING.format(way="fails"), "serve", "--port", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
     assert ended.returncode == 1
     assert ended.stderr == "grainserve: the engine has no memory; give it some\n"
 
 
+def test_a_server_that_is_to_ends_with_its_engine() -> None:
+    code = STARTING.format(way="dies")
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--exit-when-dead"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
+    assert ended.returncode == 1
+    assert ended.stderr == "grainserve: the engine died: out of memory\n"
+
+
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_and_its_processes_while_the_engine_starts(end: signal.Signals) -> None:
-    command = [sys.executable, "-c", STARTING.format(fails=False), "serve", "--port", "0"]
+    command = [sys.executable, "-c", STARTING.format(way="waits"), "serve", "--port", "0"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as process:
         assert process.stdout is not None

@@ -10,7 +10,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from server.engine.scripted import ScriptedEngine
+from steering.errors import ProfileCorrupt
 from tests.server.running import CHAT, HELLO, Running, error_of, until
+from vector_store.memory import MemoryStore
 
 
 def test_health_and_readiness_follow_the_engine(start: Any) -> None:
@@ -280,3 +282,20 @@ def test_a_server_told_to_stop_says_so_when_asked_whether_it_is_ready(start: Any
     assert server.client.get("/ready").json() == {
         "status": "draining", "reason": "the server was told to stop", "running": 0, "waiting": 0
     }  # fmt: skip
+
+
+def test_why_a_profile_cannot_be_read_is_logged(start: Any, monkeypatch: Any, caplog: Any) -> None:
+    def damaged(*_asked: Any) -> None:
+        raise ProfileCorrupt("profile 'torn@1' is corrupt: vectors.safetensors is cut short")
+
+    monkeypatch.setattr(MemoryStore, "get", damaged)
+    assert start().refusal(steering="torn")["status"] == 500
+    assert "vectors.safetensors is cut short" in caplog.text
+
+
+def test_a_sweep_that_no_batch_holds_is_refused_for_good(start: Any) -> None:
+    server = start(max_batch_size=2, max_waiting=1)
+    error = server.refusal(steering={"profile": "cheerful", "strength": [0, 0.1, 0.2, 0.3]})
+    assert (error["status"], error["param"]) == (400, "steering.strength")
+    assert "runs 3 at most at once" in error["message"]
+    assert len(server.answer(steering={"profile": "cheerful", "strength": [0, 0.1, 0.2]})["choices"]) == 3
