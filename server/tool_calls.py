@@ -3,12 +3,15 @@
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+
+from server.call_formats import CallFormat, json_calls
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-DECODER = json.JSONDecoder()
+# How models write calls that were taught no other way, between tags or as their whole answer.
+TAGGED, BARE = CallFormat(OPEN, CLOSE, json_calls), CallFormat("", "", json_calls)
 # A call as far as its arguments, in the order of its schema.
 BEGUN = re.compile(
     r'\s*\{\s*"name"\s*:\s*(?P<name>"[A-Za-z0-9_-]+")\s*,\s*"arguments"\s*:\s*(?P<arguments>.*)', re.DOTALL
@@ -79,16 +82,20 @@ class NamedReader:
 
 @dataclass(slots=True)
 class Calls:
-    """The calls that were read so far, of functions that are known; at most one, or any number."""
+    """The calls that were read so far; at most one, or any number.
 
-    names: frozenset[str] | None = None
+    schemas: of the arguments of the functions that are known, by their names; None: any function is.
+    """
+
+    format: CallFormat = BARE
+    schemas: Mapping[str, Mapping[str, Any]] | None = None
     many: bool = True
     count: int = 0
 
     def read(self, text: str) -> list[Called] | None:
         """Return the calls that the text holds, None where it is something else."""
-        found = called(text)
-        if not found or any(self.names is not None and name not in self.names for name, _ in found):
+        found = self.format.read(text, self.schemas or {})
+        if not found or any(self.schemas is not None and name not in self.schemas for name, _ in found):
             return None
         room = len(found) if self.many else max(0, 1 - self.count)
         fresh = [
@@ -140,8 +147,8 @@ class RequiredReader(WholeReader):
 class BareReader(WholeReader):
     """An answer that begins as JSON does is held: it may be calls; any other is words from the start."""
 
-    def __init__(self, names: frozenset[str], many: bool) -> None:
-        super().__init__(Calls(names, many))
+    def __init__(self, calls: Calls) -> None:
+        super().__init__(calls)
         self._words = False
 
     def feed(self, text: str) -> Iterator[Read]:
@@ -156,55 +163,60 @@ class BareReader(WholeReader):
 
 
 @dataclass(slots=True)
-class TaggedReader:
-    """Words, and calls between tags; white space between words and a call is dropped."""
+class MarkedReader:
+    """Words, and calls between marks; white space between words and a call is dropped."""
 
-    names: frozenset[str]
-    many: bool
+    calls: Calls
     _held: str = ""
     _space: str = ""
     _inside: bool = False
-    _calls: Calls = field(init=False)
+    _begin: str = field(init=False)
+    _end: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self._calls = Calls(self.names, self.many)
+        self._begin, self._end = self.calls.format.begin, self.calls.format.end
 
     @property
     def finish(self) -> str:
-        return "tool_calls" if self._calls.count else "stop"
+        return "tool_calls" if self.calls.count else "stop"
 
     def feed(self, text: str) -> Iterator[Read]:
         self._held += text
-        while (place := self._held.find(CLOSE if self._inside else OPEN)) >= 0:
-            before = self._held[:place]
+        while (place := self._held.find(self._mark)) >= 0:
+            before, self._held = self._held[:place], self._held[place + len(self._mark) :]
             if self._inside:
-                yield from self._closed(before, CLOSE)
+                yield from self._closed(before, self._end)
             else:
                 words = before.rstrip()
                 self._space = before[len(words) :]
                 if words:
                     yield words
-            self._held = self._held[place + len(CLOSE if self._inside else OPEN) :]
-            self._inside = not self._inside
+            self._inside = not self._inside or not self._end
         if not self._inside:
             yield from self._certain()
 
     def end(self) -> Iterator[Read]:
         if self._inside:
             yield from self._closed(self._held, "")
-        elif self._held.strip() or (self._held and not self._calls.count):
+        elif self._held.strip() or (self._held and not self.calls.count):
             yield self._held
 
+    @property
+    def _mark(self) -> str:
+        """Return what is looked for: a begin, or a call's end, which may be where the next one begins."""
+        return self._end if self._inside and self._end else self._begin
+
     def _closed(self, text: str, close: str) -> Iterator[Read]:
-        read = self._calls.read(text)
+        read = self.calls.read(text)
         if read is None:
-            yield self._space + OPEN + text + close
+            yield self._space + self._begin + text + close
         else:
             yield from read
 
     def _certain(self) -> Iterator[Read]:
-        """Yield the words that can no longer begin a tag; white space around calls is held with them."""
-        keep = max((n for n in range(1, len(OPEN)) if self._held.endswith(OPEN[:n])), default=0)
+        """Yield the words that can no longer begin a mark; white space around calls is held with them."""
+        begin = self._begin
+        keep = max((n for n in range(1, len(begin)) if self._held.endswith(begin[:n])), default=0)
         words = self._held[: len(self._held) - keep]
         kept = len(words.rstrip())
         if words[:kept]:
@@ -212,65 +224,9 @@ class TaggedReader:
             self._held = self._held[kept:]
 
 
-def called(text: str) -> list[tuple[str, str]]:
-    """Return the names and arguments of the calls that the text is, none where it is anything else."""
-    try:
-        value = json.loads(text)
-        calls = elements(text.strip()) if isinstance(value, list) else [text.strip()]
-        read = [call_of(call) for call in calls]
-    except (ValueError, RecursionError):
-        return []
-    return [call for call in read if call is not None] if all(read) else []
-
-
-def call_of(text: str) -> tuple[str, str] | None:
-    """Return name and arguments, as they were written, of a call in one of the shapes that models write."""
-    if not text.startswith("{"):
-        return None
-    parts = members(text)
-    name = json.loads(parts.get("name", "null"))
-    arguments = parts.get("arguments", parts.get("parameters", "{}"))
-    value = json.loads(arguments)
-    if isinstance(value, str):
-        arguments, value = value, json.loads(value)
-    if not isinstance(name, str) or not isinstance(value, dict):
-        return None
-    return name, arguments
-
-
-def members(text: str) -> dict[str, str]:
-    """Return the members of a JSON object, each value as it is written."""
-    found: dict[str, str] = {}
-    place = past_space(text, 1)
-    while text[place] != "}":
-        key, place = DECODER.raw_decode(text, place)
-        value = past_space(text, past_space(text, place) + 1)
-        _, place = DECODER.raw_decode(text, value)
-        found[key] = text[value:place]
-        place = past_comma(text, place)
-    return found
-
-
-def elements(text: str) -> list[str]:
-    """Return the elements of a JSON array, each as it is written."""
-    found: list[str] = []
-    place = past_space(text, 1)
-    while text[place] != "]":
-        _, end = DECODER.raw_decode(text, place)
-        found.append(text[place:end])
-        place = past_comma(text, end)
-    return found
-
-
-def past_space(text: str, place: int) -> int:
-    while text[place] in " \t\n\r":
-        place += 1
-    return place
-
-
-def past_comma(text: str, place: int) -> int:
-    place = past_space(text, place)
-    return past_space(text, place + 1) if text[place] == "," else place
+def reader_of(calls: Calls) -> Reader:
+    """Return what reads the calls of an answer that may have some."""
+    return MarkedReader(calls) if calls.format.begin else BareReader(calls)
 
 
 def new_id() -> str:

@@ -1,28 +1,29 @@
 """Tools in a conversation: how the model is told of them, what a forced call must match, who reads calls."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import TemplateError
-
+from server.call_formats import CallFormat
+from server.call_learning import NAME, PROBE, REFUSALS, learned
 from server.tool_calls import (
+    BARE,
     CLOSE,
     OPEN,
-    BareReader,
+    TAGGED,
+    Calls,
     NamedReader,
     Reader,
     RequiredReader,
-    TaggedReader,
+    reader_of,
 )
 from server.wire.chat import ChatRequest
 from server.wire.structure import Function, NamedTool
 from steering.errors import InvalidRequest
-from steering.picturing import Pictured, template_of
+from steering.picturing import Conversation, Pictured, template_of
 from vector_store.names import quoted
 
-PROBE = {"type": "function", "function": {"name": "grain_probe", "parameters": {"type": "object"}}}
 SHOWN = 8
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 # In a JSON schema: what holds values, not schemas, and what holds schemas by names.
@@ -39,26 +40,50 @@ The result comes back between <tool_response> and </tool_response>. Call a funct
 class ToolFormat:
     """How a model's chat template speaks of tools.
 
-    native: it renders them; if not, they are told in a system message. tagged: calls stand between tags;
-    if not, a call is the whole answer.
+    native: it renders them; if not, they are told in a system message. calls: how the model writes them.
+    spelled: the special tokens, by id, that mark its calls; they have a text in answers with tools.
+    from_text: the template takes the arguments of calls as JSON text.
     """
 
     native: bool
-    tagged: bool
+    calls: CallFormat
+    spelled: Mapping[int, str] = field(default_factory=dict)
+    from_text: bool = False
+
+
+FOREIGN = ToolFormat(native=False, calls=TAGGED)
 
 
 def tool_format(tokenizer: Any, pictured: Pictured | None) -> ToolFormat:
-    """Return the format of the template, found out by rendering a tool with it."""
+    """Return the format of the template, found out by rendering tools and calls with it."""
     template = template_of(tokenizer, pictured)
-    content: Any = [{"type": "text", "text": "x"}] if pictured else "x"
-    try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], chat_template=template, tools=[PROBE], tokenize=False
+
+    def render(conversation: Conversation) -> str:
+        messages = [in_parts(message) for message in conversation] if pictured else conversation
+        return str(
+            tokenizer.apply_chat_template(messages, chat_template=template, tools=[PROBE], tokenize=False)
         )
-    except (TemplateError, TypeError, ValueError, KeyError):
-        text = ""
-    native = "grain_probe" in str(text)
-    return ToolFormat(native, tagged=not native or OPEN in template)
+
+    try:
+        native = NAME in render([{"role": "user", "content": "x"}])
+    except REFUSALS:
+        native = False
+    if not native:
+        return FOREIGN
+    found = learned(render)
+    if found is None:
+        return ToolFormat(True, TAGGED if OPEN in template else BARE)
+    special = {
+        token: added.content
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special and any(added.content in text for text in found.texts)
+    }
+    return ToolFormat(True, found.format, special, found.from_text)
+
+
+def in_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    text = message["content"]
+    return {**message, "content": [{"type": "text", "text": text}] if text else []}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +112,13 @@ class Tooling:
     @property
     def stops(self) -> tuple[str, ...]:
         """Return what ends an answer early: the first call's end, where one call is the most."""
-        return (CLOSE,) if self.choice == "auto" and self.format.tagged and not self.parallel else ()
+        end = self.format.calls.end
+        return (end,) if self.choice == "auto" and end and not self.parallel else ()
+
+    @property
+    def spelled(self) -> Mapping[int, str]:
+        """Return the special tokens that have a text in the answer: those that mark calls."""
+        return self.format.spelled if self.choice == "auto" else {}
 
     @property
     def told(self) -> list[dict[str, Any]]:
@@ -97,12 +128,12 @@ class Tooling:
         ]
 
     def reader(self) -> Reader:
-        names = frozenset(function.name for function in self.functions)
         if self.named:
             return NamedReader(self.choice)
         if self.choice == "required":
             return RequiredReader()
-        return (TaggedReader if self.format.tagged else BareReader)(names, self.parallel)
+        schemas = {function.name: function.parameters or {} for function in self.functions}
+        return reader_of(Calls(self.format.calls, schemas, self.parallel))
 
 
 def in_words(conversation: Sequence[dict[str, Any]], tooling: Tooling | None) -> list[dict[str, Any]]:
@@ -115,6 +146,21 @@ def in_words(conversation: Sequence[dict[str, Any]], tooling: Tooling | None) ->
     if messages[0]["role"] == "system":
         return [edited(messages[0], lambda text: f"{text}\n\n{instructions}"), *messages[1:]]
     return [{"role": "system", "content": like(messages[0], instructions)}, *messages]
+
+
+def with_arguments_as_text(conversation: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the conversation with the arguments of its calls as JSON text."""
+
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+        return {**call, "function": {**call["function"], "arguments": arguments}}
+
+    return [
+        {**message, "tool_calls": [as_text(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in conversation
+    ]
 
 
 def tooling_of(request: ChatRequest, format: ToolFormat) -> Tooling | None:  # noqa: A002

@@ -30,7 +30,7 @@ from server.steering_option import (
 )
 from server.template_option import TemplateOption
 from server.tool_calls import PlainReader
-from server.tooling import ToolFormat, Tooling, in_words, tooling_of
+from server.tooling import ToolFormat, Tooling, in_words, tooling_of, with_arguments_as_text
 from server.wire.base import Wire
 from server.wire.chat import ChatRequest, StreamOptions
 from server.wire.steering import SteeringRequest
@@ -94,8 +94,9 @@ class Translator:
             sampling, grammar=grammar, stop=(*sampling.stop, *(tooling.stops if tooling else ()))
         )
         continues = bool(request.continue_final_message)
+        spelled = tooling.spelled if tooling else {}
         jobs = tuple(
-            GenerationJob(f"{run_id}-{index}", prompt, each, plan, inputs, run_id, continues)
+            GenerationJob(f"{run_id}-{index}", prompt, each, plan, inputs, run_id, continues, spelled)
             for index, (plan, each) in enumerate(zip(plans, seeded_apart(sampling, plans), strict=True))
         )
         return Run(
@@ -118,6 +119,8 @@ class Translator:
         conversation = conversation_of(request.messages, sees=pictured is not None)
         if not self.tool_format.native:
             conversation = in_words(conversation, tooling)
+        elif self.tool_format.from_text:
+            conversation = with_arguments_as_text(conversation)
         rendering = Rendering(
             opens=request.add_generation_prompt is not False,
             continues=bool(request.continue_final_message),

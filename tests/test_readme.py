@@ -59,7 +59,7 @@ def environment(clone: Path, port: int) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("VIRTUAL_ENV", "GRAINSERVE_", "PYTEST_", "MAKE", "MFLAGS"))
+        if not name.startswith(("VIRTUAL_ENV", "GRAINSERVE_", "PYTEST_", "MAKE", "MFLAGS", "ARGS", "MODEL"))
     }
     home = clone.parent / "home"
     home.mkdir(exist_ok=True)

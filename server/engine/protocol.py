@@ -49,6 +49,7 @@ class GenerationJob:
     images: None: words alone; else the tensors whose features stand where the prompt's image tokens are.
     siblings: jobs of one such name have the same prompt and images, so that one prefill may serve them all.
     continues: the answer's text goes on where the prompt's ends, rather than beginning anew.
+    spelled: special tokens, by id, that have a text in this answer.
     """
 
     id: str
@@ -58,6 +59,7 @@ class GenerationJob:
     images: ImageInputs | None = None
     siblings: str | None = None
     continues: bool = False
+    spelled: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """From tokens to text: whole characters only, held back while they may begin a stop string."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
+NONE_SPELLED: Mapping[int, str] = MappingProxyType({})
 REPLACEMENT = "\ufffd"
 # Tokens held back for a character to complete. A character has four bytes at most; a model that emits
 # nothing but stray bytes must not make every step decode all of them again.
@@ -14,11 +16,14 @@ class Detokenizer:
 
     Each step decodes a short window of tokens, so that tokenizers which treat a first token specially
     (a leading space) see the same context before and after. before: tokens that the text goes on
-    from, unless they end inside a character.
+    from, unless they end inside a character. spelled: special tokens that have a text, others have none.
     """
 
-    def __init__(self, tokenizer: Any, before: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, before: Sequence[int] = (), spelled: Mapping[int, str] = NONE_SPELLED
+    ) -> None:
         self._tokenizer = tokenizer
+        self._spelled = spelled
         self._tokens = list(before)
         self._begin = 0
         self._emitted = len(self._tokens)
@@ -27,6 +32,10 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Return the text that the token completes; empty while a character is incomplete."""
+        if token in self._spelled:
+            rest = self.flush()
+            self._tokens, self._begin, self._emitted = [token], 0, 1
+            return rest + self._spelled[token]
         self._tokens.append(token)
         known, longer = self._decode(self._emitted), self._decode(len(self._tokens))
         if longer.endswith(REPLACEMENT) and len(self._tokens) - self._emitted < LONGEST_HELD:

@@ -18,7 +18,7 @@ class Writing:
     def __init__(self, job: GenerationJob, tokenizer: Any, end_tokens: frozenset[int]) -> None:
         self.final = final_tokens(job, end_tokens)
         self._most = job.sampling.max_tokens
-        self._text = Detokenizer(tokenizer, job.prompt[-BEFORE:] if job.continues else ())
+        self._text = Detokenizer(tokenizer, job.prompt[-BEFORE:] if job.continues else (), job.spelled)
         self._stops = StopMatcher(job.sampling.stop)
         self._count = 0
 

@@ -9,8 +9,18 @@ from openai import OpenAI
 
 from server.engine.protocol import GenerationJob
 from server.engine.scripted import ScriptedEngine
-from server.tool_calls import BareReader, Called, NamedReader, Read, RequiredReader, TaggedReader
-from server.tooling import call_schema, in_words, tool_format
+from server.tool_calls import (
+    BARE,
+    TAGGED,
+    Called,
+    Calls,
+    NamedReader,
+    Read,
+    Reader,
+    RequiredReader,
+    reader_of,
+)
+from server.tooling import FOREIGN, Tooling, call_schema, in_words, tool_format
 from server.wire.structure import Function
 from tests.server.running import Running
 
@@ -31,7 +41,15 @@ WEATHER = {
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call>'
-NAMES = frozenset({"weather", "clock"})
+KNOWN: dict[str, dict[str, Any]] = {"weather": {}, "clock": {}}
+
+
+def tagged() -> Reader:
+    return reader_of(Calls(TAGGED, KNOWN))
+
+
+def bare() -> Reader:
+    return reader_of(Calls(BARE, KNOWN))
 
 
 def says(text: str) -> ScriptedEngine:
@@ -229,18 +247,18 @@ def test_openais_client_reads_calls(start: Start) -> None:
 @pytest.mark.parametrize(
     ("make", "text", "words", "calls"),
     [
-        (lambda: TaggedReader(NAMES, True), f"a {CALL} b", "a b", [("weather", '{"city": "Oslo"}')]),
-        (lambda: TaggedReader(NAMES, True), "a <tool_ca", "a <tool_ca", []),
-        (lambda: TaggedReader(NAMES, True), CALL[:-12], "", [("weather", '{"city": "Oslo"}')]),
-        (lambda: TaggedReader(NAMES, True), "  ", "  ", []),
+        (tagged, f"a {CALL} b", "a b", [("weather", '{"city": "Oslo"}')]),
+        (tagged, "a <tool_ca", "a <tool_ca", []),
+        (tagged, CALL[:-12], "", [("weather", '{"city": "Oslo"}')]),
+        (tagged, "  ", "  ", []),
         (
-            lambda: BareReader(NAMES, True),
+            bare,
             '[{"name": "clock"}, {"name": "weather", "parameters": {"city": "Oslo"}}]',
             "",
             [("clock", "{}"), ("weather", '{"city": "Oslo"}')],
         ),
-        (lambda: BareReader(NAMES, True), '{"name": "other"}', '{"name": "other"}', []),
-        (lambda: BareReader(NAMES, True), "words {", "words {", []),
+        (bare, '{"name": "other"}', '{"name": "other"}', []),
+        (bare, "words {", "words {", []),
         (lambda: NamedReader("clock"), '{"a": 1}', "", [("clock", '{"a": 1}')]),
         (RequiredReader, '{"name": "clock", "arguments": {}}', "", [("clock", "{}")]),
     ],
@@ -310,17 +328,15 @@ def test_a_template_that_renders_tools_is_recognised(server: Running) -> None:
     try:
         tokenizer.chat_template = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}" + own
         found = tool_format(tokenizer, None)
-        assert (found.native, found.tagged) == (True, False)
+        assert (found.native, found.calls) == (True, BARE)
         tokenizer.chat_template += "{# <tool_call> #}"
-        assert tool_format(tokenizer, None).tagged
+        assert tool_format(tokenizer, None).calls == TAGGED
     finally:
         tokenizer.chat_template = own
 
 
 def test_a_system_message_keeps_its_words_beside_the_tools() -> None:
-    from server.tooling import ToolFormat, Tooling
-
-    tooling = Tooling((Function(name="clock"),), "auto", False, True, ToolFormat(False, True))
+    tooling = Tooling((Function(name="clock"),), "auto", False, True, FOREIGN)
     first, _ = in_words(
         [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "?"}], tooling
     )
