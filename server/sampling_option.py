@@ -38,25 +38,31 @@ def default(value: float | None, absent: float) -> float:
 
 
 def max_tokens_of(
-    asked: int | None, field: str, prompt_tokens: int, context_length: int, prompt: str = "messages"
+    asked: int | None,
+    field: str,
+    prompt_tokens: int,
+    context_length: int,
+    prompt: str = "messages",
+    beside: str = "",
 ) -> int:
     """Return how many tokens may be generated: what was asked for, else the rest of the context.
 
     asked: 0 leaves all of the context to the prompt. field: where it was asked for; prompt: the field that
-    holds the prompt.
+    holds the prompt, and beside: what else went into it.
     """
+    holding = f"{prompt} and {beside}" if beside else prompt
     room = context_length - prompt_tokens
     if room < (0 if asked == 0 else 1):
         raise ContextLengthExceeded(
-            f"there are {prompt_tokens} tokens in the {prompt}, but this model's context is "
-            f"{context_length} tokens, the completion included; shorten the {prompt}",
+            f"there are {prompt_tokens} tokens in the {holding}, but this model's context is "
+            f"{context_length} tokens, the completion included; shorten the {holding}",
             prompt,
         )
     if asked is None:
         return room
     if asked > room:
         raise ContextLengthExceeded(
-            f"there are {prompt_tokens} tokens in the {prompt}, and {field} is {asked}, together "
+            f"there are {prompt_tokens} tokens in the {holding}, and {field} is {asked}, together "
             f"{prompt_tokens + asked}, but this model's context is {context_length} tokens; "
             f"{field} can be {room} at most here",
             field,

@@ -86,7 +86,12 @@ class Translator:
             refuse_without_images(plan, inputs)
         sampling = sampling_of(
             request,
-            max_tokens_of(*asked_tokens(request), len(prompt), self.card.context_length),
+            max_tokens_of(
+                *asked_tokens(request),
+                len(prompt),
+                self.card.context_length,
+                beside="tools" if tooling else "",
+            ),
             self.card,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         )

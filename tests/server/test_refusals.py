@@ -219,8 +219,10 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(start: Any) -> 
     server = start(ScriptedEngine(context_length=100))
     error = server.refusal(messages=[{"role": "user", "content": "a" * 100}])
     assert (error["status"], error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
-    assert "119 tokens" in error["message"]
+    assert "119 tokens in the messages," in error["message"]
     assert "100 tokens" in error["message"]
+    tool = {"type": "function", "function": {"name": "f", "description": "a" * 100}}
+    assert "shorten the messages and tools" in server.refusal(tools=[tool])["message"]
 
 
 def test_a_limit_beyond_the_context_is_refused_with_the_numbers(start: Any) -> None:
