@@ -56,7 +56,7 @@ class Envelope:
         try:
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
-            status = CLIENT_LEFT  # while its body was read: nobody waits for an answer
+            status = CLIENT_LEFT  # while its body was read or its stream was sent: nobody waits for more
         except Exception as error:
             if not isinstance(error, SteeringError):
                 logger.exception("request %s failed", request_id)

@@ -7,7 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any, Protocol
 
 from pydantic_core import to_json
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -97,8 +97,8 @@ class EventStream(Response):
         sending = self._send_whole(send, events) if old else self._send_all(send, events, pause)
         try:
             await while_connected(receive, sending)
-        except (ClientLeft, OSError):
-            pass  # nobody is left to be told
+        except (ClientLeft, OSError) as error:
+            raise ClientDisconnect from error  # nobody is left to be told, but it is counted
         finally:
             await self._close()
 

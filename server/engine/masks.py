@@ -64,6 +64,10 @@ def token_positions(window: Window, device: torch.device) -> tuple[Tensor, Tenso
 
 def mask_kinds(config: Any) -> tuple[str, ...]:
     """Return the kinds of attention that the model's layers use; refuse what a slot cache cannot hold."""
+    if getattr(config, "num_attention_heads", None) is None:
+        raise ModelUnavailable(
+            f"{config.model_type} has no attention; this engine serves full and sliding-window attention"
+        )
     declared = getattr(config, "layer_types", None)
     fallback = SLIDING if getattr(config, "sliding_window", None) else FULL
     kinds = tuple(sorted(set(declared or [fallback])))

@@ -12,6 +12,7 @@ import torch
 
 from server.engine.batcher import Batcher, BatchLimits
 from server.engine.layout import fuse_norms, store_column_major
+from server.engine.masks import mask_kinds
 from server.engine.memory import cache_tokens
 from server.engine.protocol import (
     EngineHealth,
@@ -261,6 +262,7 @@ def create_engine(settings: EngineSettings) -> TransformersEngine:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     loaded = load_model(settings.model, settings.cache_dir, settings.dtype, settings.device)
+    mask_kinds(loaded.model.config.get_text_config())  # what cannot be batched is refused here
     if loaded.processor is not None:
         try_images(loaded)
     if loaded.device.type == "cpu" and loaded.model.dtype == torch.float32:

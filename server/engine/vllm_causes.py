@@ -24,7 +24,7 @@ RENAMED = {
     "increasing gpu_memory_utilization": "increasing --kv-cache-gb",
 }
 NAMES = re.compile(rf"\b({'|'.join(RENAMED)})\b")
-POINTS_ELSEWHERE = re.compile("stack trace|root cause", re.IGNORECASE)
+POINTS_ELSEWHERE = re.compile("stack trace|root cause|^RuntimeError: cancelled$", re.IGNORECASE)
 RECENT = 30.0  # seconds between an error in one of vLLM's processes and its end
 
 
@@ -40,8 +40,12 @@ class Causes:
         told = last_cause(error)
         if not POINTS_ELSEWHERE.search(told):
             return in_our_words(told)
-        written = [line for line in self._recent() if not POINTS_ELSEWHERE.search(line)]
-        return in_our_words(written[-1]) if written else "it left no reason; its log may"
+        return self.written() or "it left no reason; its log may"
+
+    def written(self) -> str | None:
+        """Return what vLLM's processes last wrote of an end that was not long ago."""
+        lines = [line for line in self._recent() if not POINTS_ELSEWHERE.search(line)]
+        return in_our_words(lines[-1]) if lines else None
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -175,7 +175,8 @@ class VllmEngine:
 
     def health(self) -> EngineHealth:
         if self._state == "ready" and self._llm.errored:
-            self._fail("vLLM's engine process ended")
+            why = self._causes.written()
+            self._fail("vLLM's engine process ended" + (f": {why}" if why else ""))
         return EngineHealth(self._state, self._reason, self._begun, len(self._tasks) - self._begun)
 
     def stream(self, job: GenerationJob) -> AsyncGenerator[TokenEvent, None]:

@@ -19,6 +19,7 @@ NAME = "grainserve"  # of the entry point
 CHILD = "STEERING_VLLM_ENGINE"
 # Names the file into which these processes write what went wrong in them.
 CAUSES = "STEERING_VLLM_CAUSES"
+DIED = "died unexpectedly"  # what vLLM says of a process that left no exception
 MOST_TOLD = 600  # characters of an error
 PR_SET_PDEATHSIG = 1  # Linux: the signal that a process gets when its parent ends
 
@@ -45,7 +46,10 @@ def follow_the_server() -> None:
 
 
 class Causes(logging.Handler):
-    """Writes what each logged exception goes back to into a file, a line each: the server cannot see it."""
+    """Writes what each logged exception goes back to, and which process died, into a file, a line each.
+
+    The server cannot see either.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(logging.ERROR)
@@ -53,11 +57,12 @@ class Causes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if error is None:
+        cause = record.getMessage() if error is None else last_cause(error)
+        if error is None and DIED not in cause:
             return
         try:
             with self._path.open("a", encoding="utf-8") as causes:
-                causes.write(last_cause(error) + "\n")
+                causes.write(cause + "\n")
         except OSError:
             self.handleError(record)
 

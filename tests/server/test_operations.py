@@ -205,6 +205,19 @@ def test_a_client_that_leaves_while_it_sends_is_no_error(
     assert not caplog.records
 
 
+def test_a_client_that_leaves_its_stream_is_counted_as_one(
+    start: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start(ScriptedEngine(lambda _job: "a" * 1000, delay=0.01))
+    with server.client.stream("POST", CHAT, json={**HELLO, "stream": True}) as response:
+        next(response.iter_lines())
+    until(lambda: metric(server, f'grainserve_requests_total{{route="{CHAT}",status="499"}}') == 1)
+    assert metric(server, "grainserve_requests_running") == 0
+    assert not caplog.records
+    server.chunks()
+    assert metric(server, f'grainserve_requests_total{{route="{CHAT}",status="200"}}') == 1
+
+
 class BrokenStore:
     """A store whose disk is gone."""
 

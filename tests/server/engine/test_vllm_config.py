@@ -113,6 +113,7 @@ def test_why_vllm_ended_is_found_where_its_processes_wrote_it(monkeypatch: Any) 
     process.addHandler(plugin.Causes(str(causes.path)))
     ended = RuntimeError("Engine core initialization failed. See root cause above.")
     assert causes.of(ended) == "it left no reason; its log may"
+    assert causes.written() is None
     error = ValueError("no room;\ntry increasing `gpu_memory_utilization` or decreasing `max_model_len`")
     process.error("failed", exc_info=error)
     process.error("a worker died; see stack trace")
@@ -120,6 +121,10 @@ def test_why_vllm_ended_is_found_where_its_processes_wrote_it(monkeypatch: Any) 
     assert causes.of(RuntimeError("plain")) == "RuntimeError: plain"
     said = "ValueError: no room; try increasing --kv-cache-gb or decreasing --max-context"
     assert causes.of(ended) == causes.of(error) == said
+    process.error("Worker proc %s died unexpectedly (exit code: %s)", "VllmWorker-0", -9)
+    process.error("a step failed", exc_info=RuntimeError("cancelled"))
+    said = "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)"
+    assert causes.of(RuntimeError("cancelled")) == causes.written() == said
     causes.remove()
     assert causes.of(ended) == "it left no reason; its log may"
 
