@@ -1,6 +1,7 @@
 """What `grainserve build` does: read, build, show progress, publish, tell."""
 
 import json
+import shlex
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -44,7 +45,7 @@ LIBRARIES = ("grainserve", "torch", "transformers")
 
 def run_build(request: BuildRequest) -> None:
     """Publish a profile and tell about it on standard error; a mistake ends the command with its reason."""
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
     with explained(console, "nothing was published; the same command goes on from here"):
         refuse_early(request)
         refuse_closed(request.store or default_root(), request.name)
@@ -71,7 +72,7 @@ def run_build(request: BuildRequest) -> None:
         manifest = describe_profile(request, loaded, sources, options, built)
         files = attachments(manifest, built.report)
         store = open_store(request.store or default_root())
-        tell(console, store.publish(manifest, built.deltas, files), built.left_out)
+        tell(console, store.publish(manifest, built.deltas, files), built.left_out, request)
         shutil.rmtree(kept, ignore_errors=True)
 
 
@@ -160,7 +161,7 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> None:
+def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...], request: BuildRequest) -> None:
     """Say what was published and whether it works."""
     if left_out:
         console.print(f"pairs left out: {describe_left_out(left_out)}")
@@ -172,7 +173,7 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
             console.print(f"warning: {warning}")
     else:
         console.print(
-            f"nothing says yet that it works: `grainserve eval {manifest.name} --pairs FILE` measures it, or "
+            f"nothing says yet that it works: `{eval_of(request)} --pairs FILE` measures it, or "
             "`--metric FILE --test FILE`, on what it was not built on"
         )
     chosen = manifest.calibration
@@ -192,6 +193,13 @@ def tell(console: Console, profile: Profile, left_out: tuple[LeftOut, ...]) -> N
     console.print(f"strength 1 is a dose of {chosen['dose']:g} of the median norm at block {blocks}{moved}")
     console.print(f"published {manifest.name}@{manifest.version} in {profile.path}")
     console.print(f"the report: {profile.path / 'report.html'}")
+
+
+def eval_of(request: BuildRequest) -> str:
+    """Return the command that measures what the request built, where it was built."""
+    places = {"--model": request.model, "--store": request.store}
+    options = [f"{option} {shlex.quote(str(place))}" for option, place in places.items() if place is not None]
+    return " ".join(["grainserve eval", request.name, *options])
 
 
 def summary(evidence: dict[str, Any]) -> str:

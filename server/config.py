@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,12 @@ from server.keys import Key, KeyFile, Keys
 from vector_store.places import default_root
 
 PREFIX = "GRAINSERVE_"
+# What Kubernetes puts into a pod for a service of that name.
+OF_KUBERNETES = re.compile(r"GRAINSERVE_SERVICE_(HOST|PORT\w*)|GRAINSERVE_PORT_\d+_\w+")
+LINKED = (
+    "Kubernetes sets it for a service named grainserve, and it is no setting; put enableServiceLinks: false "
+    "into the pod's spec"
+)
 # The engine's first, own job is ten tokens long.
 LEAST_CONTEXT = 16
 # Beyond it float32 cannot hold the longest profile's steered activation.
@@ -196,9 +203,14 @@ def refuse_unknown(environment: Mapping[str, str]) -> None:
     known = {PREFIX + name.upper() for name in [*Settings.model_fields, "config"]}
     for variable in environment:
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
-            near = get_close_matches(variable.upper(), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise BadSettings(f"{variable}: there is no such setting{hint}")
+            if OF_KUBERNETES.fullmatch(variable):
+                raise BadSettings(f"{variable}: {LINKED}")
+            raise BadSettings(f"{variable}: there is no such setting{meant(variable.upper(), known)}")
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def read_file(config: Path) -> dict[str, Any]:
@@ -216,9 +228,12 @@ def complaints(error: ValidationError) -> list[str]:
     for detail in error.errors(include_url=False, include_input=False):
         name = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
-            lines.append(f"{name}: there is no such setting")
+            hint = meant(name.replace("-", "_"), Settings.model_fields)
+            lines.append(f"{name}: there is no such setting{hint}")
         else:
             variable = f"GRAINSERVE_{str(detail['loc'][0]).upper()}" if detail["loc"] else ""
             said = detail["msg"].removeprefix("Value error, ")
+            if name == "port" and os.environ.get(variable, "").startswith("tcp://"):
+                said = LINKED
             lines.append(f"{name}: {said} (from a flag, {variable} or the file)")
     return lines

@@ -1,6 +1,7 @@
 """How the commands that work for minutes show progress and end."""
 
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from steering.building.progress import Progress
 from steering.errors import InvalidRequest, SteeringError
 
 INTERRUPTED = 130
+A_WHILE = 60.0  # seconds after which a log wants a sign of life
 COLUMNS = (
     TextColumn("{task.description:<12}"),
     BarColumn(),
@@ -46,15 +48,18 @@ def explained(console: Console, interrupted: str) -> Iterator[None]:
 
 @contextmanager
 def shown(console: Console) -> Iterator[Progress]:
-    """Show one bar per stage, with the time that remains; in a log, a line where one begins and ends."""
+    """Show one bar per stage, with the time that remains; in a log, a line at its ends and once a minute."""
     tasks: dict[str, TaskID] = {}
+    told: dict[str, float] = {}
     with ProgressBar(*COLUMNS, console=console, disable=not console.is_terminal) as bar:
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(stage, total=total)
             bar.update(tasks[stage], completed=done, total=total)
-            if not console.is_terminal and done in (0, total):
+            silent = time.monotonic() > told.get(stage, 0.0) + A_WHILE
+            if not console.is_terminal and (silent or done in (0, total)):
+                told[stage] = time.monotonic()
                 console.print(f"{stage}: {done} of {total} done")
 
         yield advance

@@ -99,7 +99,7 @@ class Evaluated:
 
 def run_eval(request: EvalRequest) -> None:
     """Print the evaluation and write it as JSON; a mistake ends the command with its reason."""
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
     with explained(console, "nothing was written"):
         refuse_few_directions(request.random)
         strengths, judge = parse_strengths(request.strengths), read_judge(request.judge)

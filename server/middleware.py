@@ -6,8 +6,10 @@ import re
 import time
 import uuid
 from collections.abc import Sequence
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,11 +56,12 @@ class Envelope:
             await send(message)
 
         try:
+            refuse_line_break(scope["path"])
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
             status = CLIENT_LEFT  # while its body was read or its stream was sent: nobody waits for more
         except Exception as error:
-            if not isinstance(error, SteeringError):
+            if not isinstance(error, SteeringError | HTTPException):
                 logger.exception("request %s failed", request_id)
             if status and isinstance(error, SteeringError):
                 logger.warning("request %s was cut off: %s", request_id, error.message)
@@ -83,6 +86,12 @@ class Envelope:
             matching = (route for route in self._routes if route.matches(scope)[0] is not Match.NONE)
             found = next(matching, None)
         return getattr(found, "path", "unmatched")
+
+
+def refuse_line_break(path: str) -> None:
+    """Refuse a path that ends in one: Starlette's patterns would take it for the path without."""
+    if path.endswith("\n"):
+        raise HTTPException(HTTPStatus.NOT_FOUND)
 
 
 def request_id_of(headers: Headers) -> str:

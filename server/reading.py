@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from functools import partial
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -23,6 +24,8 @@ async def body_of(request: Request) -> bytes:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise WrongContentType("send the body as JSON, with 'Content-Type: application/json'")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise WrongContentType("no compressed body is read; send it as it is, without 'Content-Encoding'")
     refuse_query(request.query_params)
     return await request.body()
 
@@ -47,22 +50,57 @@ def parsed(body: bytes, model: type[Body]) -> Body:
         request = model.model_validate_json(body)
     except ValidationError as error:
         raise BodyRefused(error, model) from None
-    json.loads(body, object_pairs_hook=refuse_repeats, parse_float=finite, parse_constant=finite)
+    mistakes: list[object] = []
+    numbers = partial(number_of, mistakes)
+    value = json.loads(
+        body, object_pairs_hook=partial(object_of, mistakes), parse_float=numbers, parse_constant=numbers
+    )
+    if mistakes:
+        refuse_mistakes(value)
     return request
 
 
-def finite(number: str) -> float:
-    """Return the number, or refuse what JSON knows no word for, wherever it stands."""
-    value = float(number)
-    if not math.isfinite(value):
-        raise InvalidRequest(f"{quoted(number)} is no finite number")
-    return value
+class Repeating(dict[str, object]):
+    """An object that says a key twice; of its members the last one stands for it."""
 
 
-def refuse_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Refuse an object that says a key twice: the last one would win without a word."""
+class Infinite(str):
+    """A number that JSON knows no word for, as it was written."""
+
+    __slots__ = ()
+
+
+def object_of(mistakes: list[object], pairs: list[tuple[str, object]]) -> dict[str, object]:
     read = dict(pairs)
-    if len(read) < len(pairs):
-        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise InvalidRequest(f"{quoted(repeated)} stands twice in one object; say it once", repeated[:200])
-    return read
+    if len(read) == len(pairs):
+        return read
+    repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+    mistakes.append(mistake := Repeating({repeated: None}))
+    return mistake
+
+
+def number_of(mistakes: list[object], written: str) -> float | Infinite:
+    value = float(written)
+    if math.isfinite(value):
+        return value
+    mistakes.append(mistake := Infinite(written))
+    return mistake
+
+
+def refuse_mistakes(value: object, place: str = "") -> None:
+    """Refuse what JSON allows or Python reads, and no request may hold, wherever it stands.
+
+    The last of two members of a name would win without a word; numbers that are not finite are no JSON.
+    """
+    if isinstance(value, Repeating):
+        (repeated,) = value
+        told = f"{quoted(repeated)} stands twice in one object; say it once"
+        raise InvalidRequest(told, f"{place}.{repeated}" if place else str(repeated))
+    if isinstance(value, Infinite):
+        raise InvalidRequest(f"{quoted(value)} is no finite number", place or None)
+    if isinstance(value, dict):
+        for key, member in value.items():
+            refuse_mistakes(member, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for number, member in enumerate(value):
+            refuse_mistakes(member, f"{place}[{number}]")

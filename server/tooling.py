@@ -110,6 +110,15 @@ class Tooling:
         return None
 
     @property
+    def forced(self) -> dict[str, dict[str, Any]]:
+        """Return the schemas of which a forced call must match one, by their places in the request."""
+        return {
+            f"tools[{number}].function.parameters": parameters_of(function)
+            for number, function in enumerate(self.functions)
+            if self.choice in ("required", function.name)
+        }
+
+    @property
     def stops(self) -> tuple[str, ...]:
         """Return what ends an answer early: the first call's end, where one call is the most."""
         end = self.format.calls.end

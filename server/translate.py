@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from starlette.datastructures import Headers
 
-from server.engine.grammar import Grammar, Grammars
+from server.engine.grammar import Grammar, Grammars, UnsupportedSchema
 from server.engine.protocol import GenerationJob, ModelCard
 from server.naming import ServedName
 from server.prompts import (
@@ -157,7 +157,12 @@ class Translator:
                 raise InvalidRequest(
                     f"an answer of a given shape begins and ends where that does; leave {field} out", field
                 )
-        return self.grammars.of_schema(schema, place)
+        try:
+            return self.grammars.of_schema(schema, place)
+        except UnsupportedSchema:
+            for tool, parameters in (tooling.forced if tooling else {}).items():
+                self.grammars.of_schema(parameters, tool)  # says which tool it is
+            raise
 
     def _check_size(self, request: ChatRequest) -> None:
         if request.n is not None and request.n > self.most_choices:

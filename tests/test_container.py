@@ -174,13 +174,23 @@ def test_of_several_replicas_none_can_write_the_store_and_the_tools_can() -> Non
 
 def store_is_read_only(name: str) -> bool:
     """Return how the manifest's only container mounts the store."""
-    for document in yaml.safe_load_all((ROOT / f"deploy/kubernetes{name}.yaml").read_text()):
-        spec = document.get("spec", {})
-        pod = spec.get("template", {}).get("spec", spec)
-        for container in pod.get("containers", []):
-            mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
-            return bool(mounts["profiles"].get("readOnly", False))
-    raise AssertionError(f"kubernetes{name}.yaml runs nothing")
+    (container,) = pod_of(name)["containers"]
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    return bool(mounts["profiles"].get("readOnly", False))
+
+
+def pod_of(name: str) -> dict[str, Any]:
+    """Return the spec of the only pod that the manifest makes."""
+    documents = yaml.safe_load_all((ROOT / f"deploy/kubernetes{name}.yaml").read_text())
+    specs = [document.get("spec", {}) for document in documents]
+    (pod,) = (pod for spec in specs if "containers" in (pod := spec.get("template", {}).get("spec", spec)))
+    assert isinstance(pod, dict)
+    return pod
+
+
+@pytest.mark.parametrize("name", ["", "-build", "-store"])
+def test_no_service_puts_its_address_among_the_settings_of_a_pod(name: str) -> None:
+    assert pod_of(name)["enableServiceLinks"] is False
 
 
 def test_what_may_hold_a_token_stays_out_of_the_repository_and_the_images() -> None:

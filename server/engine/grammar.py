@@ -187,6 +187,8 @@ def tried(matcher: LLMatcher) -> str:
 
 def told(error: str) -> str:
     """Return what is wrong with a schema, without the state of a parser, cut to what an answer may quote."""
+    if "NoExtensionBias" in error:
+        return "a reference in it leads back to itself before anything is written"
     return " ".join(error.partition("<state>")[0].split())[:300]
 
 

@@ -1,8 +1,11 @@
 """From tokens to text: whole characters only, held back while they may begin a stop string."""
 
+import codecs
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
+
+from server.engine.token_bytes import token_bytes
 
 NONE_SPELLED: Mapping[int, str] = MappingProxyType({})
 REPLACEMENT = "\ufffd"
@@ -46,8 +49,17 @@ class Detokenizer:
     def flush(self) -> str:
         """Return what is left at the end, without a character that the end cut in half."""
         known, longer = self._decode(self._emitted), self._decode(len(self._tokens))
+        rest = longer[len(known) :]
+        if rest.endswith(REPLACEMENT) and self._ends_inside_a_character():
+            rest = rest[: -len(REPLACEMENT)]
         self._emitted = len(self._tokens)
-        return longer[len(known) :].rstrip(REPLACEMENT)
+        return rest
+
+    def _ends_inside_a_character(self) -> bool:
+        held = (token_bytes(self._tokenizer, token)[1] for token in self._tokens[self._emitted :])
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(held))
+        return bool(decoder.getstate()[0])
 
     def _decode(self, end: int) -> str:
         window = self._tokens[self._begin : end]

@@ -39,6 +39,7 @@ def told_at(path: str) -> documented.Answers:
     return {**good, 503: {**good[200], "description": "Not now, and why."}}
 
 
+@router.head(HEALTH, include_in_schema=False)
 @router.get(HEALTH, responses=told_at(HEALTH))
 async def health(request: Request) -> Response:
     """Say how the engine is; 503 when it is dead and the process should be replaced."""
@@ -46,6 +47,7 @@ async def health(request: Request) -> Response:
     return report(found, found.state != "dead")
 
 
+@router.head(READY, include_in_schema=False)
 @router.get(READY, responses=told_at(READY))
 async def ready(request: Request) -> Response:
     """Say whether requests should be sent here now."""

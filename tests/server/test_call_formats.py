@@ -147,7 +147,7 @@ def test_calls_are_read_as_the_template_writes_them(name: str, calls: Written) -
     assert read(form.calls, text, size=1)[1] == found
 
 
-@pytest.mark.parametrize("name", set(TEMPLATES) - {"JSON alone"})
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "JSON alone"])
 def test_words_around_calls_and_broken_calls_stay_words(name: str) -> None:
     tokenizer, form = learned(name)
     text = text_of(form, tokenizer, CALLS[0])

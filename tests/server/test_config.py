@@ -30,6 +30,28 @@ def test_a_flag_goes_before_the_environment_which_goes_before_the_file(
     assert (settings.port, settings.host, settings.max_waiting) == (3, "environment", 1)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("GRAINSERVE_SERVICE_HOST", "10.0.0.1"),
+        ("GRAINSERVE_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("GRAINSERVE_PORT", "tcp://10.0.0.1:80"),
+    ],
+)
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_told_as_such(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(BadSettings, match="enableServiceLinks: false"):
+        load_settings({})
+
+
+def test_a_setting_of_a_file_that_is_spelt_as_its_flag_is_told_its_name(file: Path) -> None:
+    file.write_text("api-key = ['a']")
+    with pytest.raises(BadSettings, match="did you mean api_key"):
+        load_settings({}, file)
+
+
 def test_defaults_are_safe() -> None:
     settings = load_settings({})
     assert (settings.host, settings.port, settings.api_key) == ("127.0.0.1", 8000, ())

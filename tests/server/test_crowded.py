@@ -17,10 +17,13 @@ USER = {"role": "user", "content": "x"}
 
 def called(*arguments: str) -> list[dict[str, Any]]:
     calls = [
-        {"id": "c", "type": "function", "function": {"name": "f", "arguments": each}} for each in arguments
+        {"id": f"c{number}", "type": "function", "function": {"name": "f", "arguments": each}}
+        for number, each in enumerate(arguments)
     ]
-    result = {"role": "tool", "tool_call_id": "c", "content": "ok"}
-    return [USER, {"role": "assistant", "content": None, "tool_calls": calls}, result]
+    results = [
+        {"role": "tool", "tool_call_id": f"c{number}", "content": "ok"} for number in range(len(arguments))
+    ]
+    return [USER, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
 
 
 @pytest.mark.parametrize(
@@ -40,8 +43,14 @@ def test_arguments_of_calls_are_bounded_on_every_route(
     messages = called(*arguments)
     items = [
         {"role": "user", "content": "x"},
-        *({"type": "function_call", "call_id": "c", "name": "f", "arguments": each} for each in arguments),
-        {"type": "function_call_output", "call_id": "c", "output": "ok"},
+        *(
+            {"type": "function_call", "call_id": f"c{number}", "name": "f", "arguments": each}
+            for number, each in enumerate(arguments)
+        ),
+        *(
+            {"type": "function_call_output", "call_id": f"c{number}", "output": "ok"}
+            for number in range(len(arguments))
+        ),
     ]
     for path, body in (
         (CHAT, {**HELLO, "messages": messages}),

@@ -86,8 +86,9 @@ def test_a_picture_is_drawn_where_it_is_asked_for(workplace: Path, tmp_path: Pat
 
 
 def test_only_scores_that_do_not_add_up_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    warn([Explanation("log p", ScoredTokens(part, (), ()), 1.0, gap, 16) for part, gap in GAPS.items()])
+    warn([Explanation("log p", ScoredTokens(part, (), ()), 1.0, gap, 16) for part, gap in GAPS.items()], 64)
     warned = capsys.readouterr().err
+    assert "--steps 256" in warned
     assert "the prompt's scores" in warned
     assert "preferred" not in warned
 

@@ -31,6 +31,20 @@ def test_health_and_readiness_follow_the_engine(start: Any) -> None:
         assert response.json()["reason"] == "out of memory"
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready"])
+def test_health_checks_may_ask_for_the_head_alone(start: Any, path: str) -> None:
+    server = start()
+    response = server.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+    server.engine.die("out of memory")
+    assert server.client.head(path).status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/models%0a", "/health%0A", "/metrics%0a"])
+def test_a_path_that_only_ends_in_a_line_break_is_another_path(server: Running, path: str) -> None:
+    assert server.client.get(path).status_code == 404
+
+
 def test_an_engine_that_drains_is_healthy_and_not_ready(start: Any) -> None:
     server = start()
     server.engine._state = "draining"

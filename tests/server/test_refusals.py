@@ -166,6 +166,7 @@ def test_a_result_of_no_call_is_told_what_it_lacks(server: Running) -> None:
 
 
 CALLS = {"role": "assistant", "tool_calls": [CALL, {**CALL, "id": "b"}]}
+TWINS = {"role": "assistant", "tool_calls": [CALL, CALL]}
 
 
 def result(call: str) -> dict[str, Any]:
@@ -181,6 +182,9 @@ def result(call: str) -> dict[str, Any]:
         ([USER, CALLS, result("b"), USER], "messages[1].tool_calls[0].id", "the call 'a' has no result"),
         ([USER, CALLS, result("a"), CALLS], "messages[1].tool_calls[1].id", "the call 'b' has no result"),
         ([USER, CALLS, USER], "messages[1].tool_calls[0].id", "the call 'a' has no result"),
+        ([USER, CALLS, result("a")], "messages[1].tool_calls[1].id", "the call 'b' has no result"),
+        ([USER, CALLS], "messages[1].tool_calls[0].id", "the call 'a' has no result"),
+        ([USER, TWINS, result("a"), USER], "messages[1].tool_calls[1].id", "two calls have the id 'a'"),
     ],
 )
 def test_calls_and_results_come_together(server: Running, messages: Any, param: str, word: str) -> None:
@@ -291,6 +295,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
+FORMAT = '{"type": "json_schema", "json_schema": {"name": "a", "schema": %s}}'
+SCHEMA = "response_format.json_schema.schema"
 FIELDS = [
     *HELLO,
     "steering",
@@ -319,6 +325,16 @@ def test_messages_that_cannot_fit_are_refused_before_they_are_tokenised(server: 
     assert "3000000 characters" in error["message"]
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity"])
+def test_compressed_bodies_are_refused_as_such(server: Running, encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    error = error_of(server.client.post(CHAT, content=json.dumps(HELLO), headers=headers))
+    assert (error["status"], error["code"]) == (415, "unsupported_media_type")
+    assert "Content-Encoding" in error["message"]
+    headers["content-encoding"] = "identity"
+    assert server.client.post(CHAT, content=json.dumps(HELLO), headers=headers).status_code == 200
+
+
 def test_more_choices_than_can_ever_run_are_refused_for_good(start: Callable[..., Running]) -> None:
     error = start(max_batch_size=1, max_waiting=1).refusal(n=3)
     assert (error["status"], error["param"]) == (400, "n")
@@ -332,6 +348,25 @@ def test_a_key_said_twice_among_very_many_is_refused_without_delay(server: Runni
     error = error_of(server.client.post(CHAT, content=body, headers={"content-type": "application/json"}))
     assert "'7' stands twice" in error["message"]
     assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ('"messages": [{"role": "user", "content": "a", "content": "b"}]', "messages[0].content"),
+        ('"steering": {"profile": "cheerful", "profile": "formal"}', "steering.profile"),
+        ('"metadata": {"a": "1", "a": "2"}', "metadata.a"),
+        ('"seed": 1, "seed": 2', "seed"),
+        (f'"response_format": {FORMAT % """{"maximum": 1e400}"""}', f"{SCHEMA}.maximum"),
+        (f'"response_format": {FORMAT % """{"enum": [1, Infinity]}"""}', f"{SCHEMA}.enum[1]"),
+        (f'"response_format": {FORMAT % """{"type": "a", "type": "b"}"""}', f"{SCHEMA}.type"),
+    ],
+)
+def test_what_json_must_not_hold_is_told_by_its_path(server: Running, fields: str, param: str) -> None:
+    others = {name: value for name, value in HELLO.items() if f'"{name}"' not in fields}
+    body = f"{json.dumps(others)[:-1]}, {fields}}}"
+    error = error_of(server.client.post(CHAT, content=body, headers={"content-type": "application/json"}))
+    assert (error["status"], error["param"]) == (400, param)
 
 
 def test_a_number_of_thousands_of_digits_is_refused_briefly(server: Running) -> None:

@@ -223,18 +223,19 @@ INPUTS: list[tuple[Any, list[dict[str, Any]]]] = [
         ],
     ),
     (
-        [USER, CALLED, {**CALLED, "call_id": "c2", "name": "clock"}, RESULT],
+        [USER, CALLED, {**CALLED, "call_id": "c2", "name": "clock"}, RESULT, {**RESULT, "call_id": "c2"}],
         [
             USER,
             {
                 "role": "assistant",
                 "content": None,
                 "tool_calls": [
-                    {"id": "c1", "type": "function", "function": {"name": n, "arguments": '{"city": "Oslo"}'}}
-                    for n in ("weather", "clock")
+                    {"id": c, "type": "function", "function": {"name": n, "arguments": '{"city": "Oslo"}'}}
+                    for c, n in (("c1", "weather"), ("c2", "clock"))
                 ],
             },
             {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+            {"role": "tool", "tool_call_id": "c2", "content": "rain"},
         ],
     ),
     (

@@ -137,7 +137,18 @@ def test_what_openai_does_and_this_server_does_not_is_said(server: Running, fiel
         ({"input": [{**CALLED, "call_id": ""}]}, "input[0].call_id"),
         ({"input": [{**CALLED, "name": "a b"}]}, "input[0].name"),
         ({"input": [{**CALLED, "arguments": {}}]}, "input[0].arguments"),
-        ({"input": [USER, CALLED, {**CALLED, "arguments": "[1"}]}, "input[2].arguments"),
+        (
+            {
+                "input": [
+                    USER,
+                    CALLED,
+                    {**CALLED, "call_id": "c2", "arguments": "[1"},
+                    RESULT,
+                    {**RESULT, "call_id": "c2"},
+                ]
+            },
+            "input[2].arguments",
+        ),
         ({"input": [{**RESULT, "output": 3}]}, "input[0].output"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": [USER, RESULT]}, "input[1].call_id"),

@@ -226,7 +226,8 @@ def test_tools_that_cannot_be_are_refused(server: Running, fields: Any, param: s
 
 def test_arguments_that_are_no_object_are_refused(server: Running) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "[1"}}
-    error = server.refusal(messages=[{"role": "assistant", "tool_calls": [call]}])
+    result = {"role": "tool", "tool_call_id": "c1", "content": "x"}
+    error = server.refusal(messages=[{"role": "assistant", "tool_calls": [call]}, result])
     assert error["param"] == "messages[0].tool_calls[0].function.arguments"
 
 
@@ -270,6 +271,16 @@ def test_readers_read_the_same_however_text_is_cut(
     read = [part for begin in range(0, len(text), size) for part in reader.feed(text[begin : begin + size])]
     read += reader.end()
     assert joined(read) == (words, calls)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "bad"}}])
+def test_a_schema_that_cannot_be_followed_names_its_tool(start: Start, choice: Any) -> None:
+    bad = {"type": "function", "function": {"name": "bad", "parameters": {"type": "object", "not": {}}}}
+    running = start(says(""))
+    error = running.refusal(tools=[CLOCK, WEATHER, bad], tool_choice=choice)
+    assert (error["status"], error["code"]) == (400, "invalid_json_schema")
+    assert error["param"] == "tools[2].function.parameters"
+    assert running.chat(tools=[CLOCK, bad]).status_code == 200
 
 
 def test_references_in_a_tools_schema_stay_within_it() -> None:

@@ -1,5 +1,6 @@
 """The reference that the engine is held to: one request at a time, plain `generate`, a naive hook."""
 
+import codecs
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from server.engine.protocol import GenerationJob, SamplingParams
+from server.engine.token_bytes import token_bytes
 from steering.loading import LoadedModel
 from steering.types import SteeringPlan, SteeringTerm, SteeringVectors
 from steering.vision import ImageInputs
@@ -31,8 +33,10 @@ def naive_tokens(loaded: LoadedModel, job: GenerationJob) -> list[int]:
 
 def naive_text(loaded: LoadedModel, job: GenerationJob) -> str:
     """Return the reference's text, without a character that the last token leaves incomplete."""
-    text: str = loaded.tokenizer.decode(naive_tokens(loaded, job), skip_special_tokens=True)
-    return text.rstrip("\ufffd")
+    special = {token for token, added in loaded.tokenizer.added_tokens_decoder.items() if added.special}
+    tokens = [token for token in naive_tokens(loaded, job) if token not in special]
+    written = b"".join(token_bytes(loaded.tokenizer, token)[1] for token in tokens)
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(written)
 
 
 @contextmanager

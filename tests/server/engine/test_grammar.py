@@ -249,6 +249,7 @@ def test_what_spells_a_special_token_of_smollm2_is_text(special: str) -> None:
         ({"type": "integer", "maximum": int("9" * 4000)}, "up to 2\\^53"),
         ({"type": "object", "x-guidance": {"item_separator": ";"}}, "x-guidance"),
         ({"items": {"x-guidance": {"lenient": True}}, "type": "array"}, "x-guidance"),
+        ({"$ref": "#"}, "leads back to itself"),
     ],
 )
 def test_schemas_that_would_not_be_kept_to_are_refused(
