@@ -19,6 +19,7 @@ app = typer.Typer(
     help="An OpenAI-compatible inference server in which activation steering is a request option.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # boxes leave no room for what options mean
 )
 app.add_typer(profiles_app, name="profiles")
 app.command()(build)

@@ -12,6 +12,7 @@ MOST_HEADERS = 128
 MOST_HEAD_BYTES = 64 * 1024  # of the request line and all headers
 HEAD_SECONDS = 30.0  # for a head to arrive, beyond the time that a connection may be idle
 STALLED_SECONDS = 120.0  # for a client to read on
+LINGER_SECONDS, LINGER_BYTES = 1.0, 256 * 1024  # for a client to stop sending, once it was refused
 
 MALFORMED = Problem(400, "the request is not valid HTTP", "invalid_http")
 BEHIND_BODY = Problem(
@@ -38,6 +39,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unparsed = 0  # at most, of a line that has not ended
         self._refusal = MALFORMED
         self._deaf = False  # what else arrives is not read
+        self._room = LINGER_BYTES  # for what else arrives after a refusal
+        self._refused = False
         self._owing = False  # the refusal, once those before it have their answers
         self._waiting: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
@@ -54,6 +57,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
+            self._linger(len(data))
             return
         began_before = self._in_head
         super().data_received(data)
@@ -147,7 +151,19 @@ class BoundedProtocol(HttpToolsProtocol):
         ]
         lines = b"".join(b"%s: %s\r\n" % header for header in headers)
         self.transport.write(STATUS_LINE[self._refusal.status] + lines + b"\r\n" + body)
-        self.transport.close()
+        self._deaf = self._refused = True
+        if self.transport.can_write_eof():
+            # To close over what the client still sends would reset the connection, and the answer with it.
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
+
+    def _linger(self, read: int) -> None:
+        if self._refused:
+            self._room -= read
+            if self._room < 0:
+                self.transport.close()
 
     @property
     def _unoccupied(self) -> bool:

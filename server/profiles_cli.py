@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 100_000
 COLUMNS = ("name", "version", "method", "layers", "model", "description")
 
-profiles_app = typer.Typer(help="Look at the profiles of a store.", no_args_is_help=True)
+profiles_app = typer.Typer(
+    help="Look at the profiles of a store.", no_args_is_help=True, rich_markup_mode=None
+)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -54,8 +56,10 @@ def show_profile(
         found = _opened(store).get(name, version)
     if as_json:
         typer.echo(json.dumps(found.manifest.model_dump(mode="json"), indent=2))
-    else:
+    elif sys.stdout.isatty():
         _console().print(_sheet(found))
+    else:
+        typer.echo("\n".join(f"{_plain(label):<12} {_plain(value)}" for label, value in _told_of(found)))
 
 
 @profiles_app.command("verify")
@@ -157,10 +161,14 @@ def _sheet(profile: "Profile") -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for label, value in _facts(profile.manifest):
+    for label, value in _told_of(profile):
         table.add_row(_plain(label), _plain(value))
-    table.add_row("path", _plain(str(profile.path)))
     return table
+
+
+def _told_of(profile: "Profile") -> "Iterator[tuple[str, str]]":
+    yield from _facts(profile.manifest)
+    yield "path", str(profile.path)
 
 
 def _facts(manifest: "Manifest") -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import urllib.request
@@ -100,8 +101,9 @@ def as_the_images_user(root: Path) -> dict[str, Any]:
     """Return the process's user where the test may change it; what it may write belongs to that user."""
     if os.geteuid() != 0 or public_python() is None:
         return {}
-    for folder in (root, *root.parents[:2]):
-        folder.chmod(0o755)
+    for folder in (root, *root.parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            folder.chmod(0o755)
     for folder in ("models", "profiles", "tmp"):
         os.chown(root / folder, USER, USER)
     return {"user": USER, "group": USER, "extra_groups": []}
