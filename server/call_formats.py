@@ -12,7 +12,7 @@ Call = tuple[str, str]  # a function's name, and its arguments as JSON text
 Schemas = Mapping[str, Mapping[str, Any]]  # of functions' arguments, by the functions' names
 # Text and the schemas of what was offered -> the calls that the text is, none where it is anything else.
 Parse = Callable[[str, Schemas], list[Call]]
-DECODER = json.JSONDecoder()
+DECODER = json.JSONDecoder(parse_constant=lambda name: refuse(name))
 NAME = r"(?P<name>[\w.-]+)"
 PYTHON = {"true": True, "false": False, "null": None}
 
@@ -37,7 +37,7 @@ class CallFormat:
 def json_calls(text: str, _schemas: Schemas) -> list[Call]:
     """Read an object with name and arguments, or a list of them."""
     try:
-        value = json.loads(text)
+        value = DECODER.decode(text)
         calls = elements(text.strip()) if isinstance(value, list) else [text.strip()]
         read = [call_of(call) for call in calls]
     except (ValueError, RecursionError):
@@ -129,7 +129,10 @@ class MarkedCalls:
             place = argument.end()
         if not self._tail.fullmatch(text, place):
             return []
-        return [(head["name"], json.dumps(arguments, ensure_ascii=False))]
+        try:
+            return [(head["name"], as_json(arguments))]
+        except ValueError:
+            return []
 
 
 def python_calls(text: str, _schemas: Schemas) -> list[Call]:
@@ -147,7 +150,7 @@ def python_call(call: ast.expr) -> Call:
     if not isinstance(call, ast.Call) or call.args or any(each.arg is None for each in call.keywords):
         raise ValueError("not a call with named arguments")
     arguments = {str(each.arg): ast.literal_eval(Constants().visit(each.value)) for each in call.keywords}
-    return ast.unparse(call.func), json.dumps(arguments, ensure_ascii=False)
+    return ast.unparse(call.func), as_json(arguments)
 
 
 class Constants(ast.NodeTransformer):
@@ -155,6 +158,15 @@ class Constants(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(PYTHON[node.id]) if node.id in PYTHON else node
+
+
+def as_json(arguments: Mapping[str, Any]) -> str:
+    """Return arguments as JSON text; raises ValueError for what JSON knows no word for."""
+    return json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+
+
+def refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def loose(piece: str) -> str:
@@ -168,7 +180,7 @@ def typed(text: str, schema: Any) -> Any:
     if kind == "string":
         return text
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
     except (ValueError, RecursionError):
         return text
 

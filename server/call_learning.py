@@ -22,10 +22,11 @@ from server.call_formats import (
     python_calls,
 )
 from server.tool_calls import Called, Calls, reader_of
+from steering.picturing import FAILURES
 
 # A conversation -> its text; raises one of REFUSALS where the template refuses it.
 Render = Callable[[Sequence[Mapping[str, Any]]], str]
-REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
+REFUSALS = (TemplateError, *FAILURES)
 NAME, FIRST, SECOND, TEXT, NUMBER = "grain_probe", "grain_first", "grain_second", "grain text", 4711
 ARGUMENTS = {FIRST: TEXT, SECOND: NUMBER}
 SCHEMA = {

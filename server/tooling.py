@@ -21,7 +21,7 @@ from server.tool_calls import (
 from server.wire.chat import ChatRequest
 from server.wire.structure import Function, NamedTool
 from steering.errors import InvalidRequest
-from steering.picturing import Conversation, Pictured, template_of
+from steering.picturing import Conversation, Pictured, Rendering, applied, template_of
 from vector_store.names import quoted
 
 SHOWN = 8
@@ -59,10 +59,9 @@ def tool_format(tokenizer: Any, pictured: Pictured | None) -> ToolFormat:
     template = template_of(tokenizer, pictured)
 
     def render(conversation: Conversation) -> str:
-        messages = [in_parts(message) for message in conversation] if pictured else conversation
-        return str(
-            tokenizer.apply_chat_template(messages, chat_template=template, tools=[PROBE], tokenize=False)
-        )
+        if pictured and pictured.takes_parts:
+            conversation = [in_parts(message) for message in conversation]
+        return applied(conversation, tokenizer, template or None, Rendering(opens=False, tools=[PROBE]))
 
     try:
         native = NAME in render([{"role": "user", "content": "x"}])

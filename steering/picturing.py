@@ -65,7 +65,7 @@ class Pictured:
         self._template = chat_template_of(processor)
         self.placeholder = str(processor.image_token)
         self._placeholders = {self.placeholder, str(processor.tokenizer.convert_ids_to_tokens(image_token))}
-        self._takes_parts = self._renders_parts()
+        self.takes_parts = self._renders_parts()
 
     @property
     def template(self) -> str | None:
@@ -77,7 +77,7 @@ class Pictured:
         Raises InvalidRequest where the template refuses, or a text holds what stands for an image.
         """
         self._refuse_placeholders(conversation)
-        messages = conversation if self._takes_parts else [self._as_string(each) for each in conversation]
+        messages = conversation if self.takes_parts else [self._as_string(each) for each in conversation]
         return templated(messages, self._processor.tokenizer, self._template, rendering)
 
     def prompt(self, text: str, pictures: Sequence[Image.Image]) -> Prompt:
@@ -151,18 +151,7 @@ def templated(
     if not (template or tokenizer.chat_template):
         raise InvalidRequest("this model has no chat template, so it cannot chat", "messages")
     try:
-        with patient(TEMPLATE_SECONDS):
-            return str(
-                tokenizer.apply_chat_template(
-                    conversation,
-                    chat_template=template,
-                    tokenize=False,
-                    add_generation_prompt=rendering.opens,
-                    continue_final_message=rendering.continues,
-                    tools=rendering.tools,
-                    **rendering.arguments,
-                )
-            )
+        return applied(conversation, tokenizer, template, rendering)
     except TemplateError as error:
         reason = f"the model's chat template refuses these messages: {quotable(error)}"
         raise InvalidRequest(reason, "messages") from error
@@ -170,6 +159,22 @@ def templated(
         logger.warning("the chat template failed", exc_info=error)
         reason = f"the model's chat template fails on these messages ({type(error).__name__})"
         raise InvalidRequest(reason, "messages") from error
+
+
+def applied(conversation: Conversation, tokenizer: Any, template: str | None, rendering: Rendering) -> str:
+    """Return what the template makes of a conversation; raises TemplateError, or one of FAILURES."""
+    with patient(TEMPLATE_SECONDS):
+        return str(
+            tokenizer.apply_chat_template(
+                conversation,
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=rendering.opens,
+                continue_final_message=rendering.continues,
+                tools=rendering.tools,
+                **rendering.arguments,
+            )
+        )
 
 
 @lru_cache(maxsize=4)

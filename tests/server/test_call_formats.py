@@ -168,6 +168,13 @@ def test_a_model_that_writes_json_where_its_template_does_not_is_understood(name
     assert read(form.calls, text) == ("", [("weather", {"city": "Oslo"})])
 
 
+@pytest.mark.parametrize("name", ["JSON in tags", "name and JSON", "python", "own quotes"])
+def test_arguments_that_json_has_no_word_for_make_no_call(name: str) -> None:
+    tokenizer, form = learned(name)
+    text = text_of(form, tokenizer, [("weather", {"city": "Oslo", "days": 4711})]).replace("4711", "NaN")
+    assert read(form.calls, text) == (text, [])
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
