@@ -56,15 +56,18 @@ class Detokenizer:
         return rest
 
     def _ends_inside_a_character(self) -> bool:
-        held = (token_bytes(self._tokenizer, token)[1] for token in self._tokens[self._emitted :])
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(b"".join(held))
+        for token in self._tokens[self._emitted :]:
+            if self._text_of([token]):  # special tokens have none
+                decoder.decode(token_bytes(self._tokenizer, token)[1])
         return bool(decoder.getstate()[0])
 
     def _decode(self, end: int) -> str:
-        window = self._tokens[self._begin : end]
+        return self._text_of(self._tokens[self._begin : end])
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(
-            window, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
 

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from steering.vllm.plugin import last_cause
+from steering.vllm.plugin import DIED, last_cause
 
 # vLLM's arguments that a setting of the server's own says.
 SET_ELSEWHERE = {
@@ -43,8 +43,9 @@ class Causes:
         return self.written() or "it left no reason; its log may"
 
     def written(self) -> str | None:
-        """Return what vLLM's processes last wrote of an end that was not long ago."""
+        """Return what vLLM's processes last wrote of an end that was not long ago: why, or else who died."""
         lines = [line for line in self._recent() if not POINTS_ELSEWHERE.search(line)]
+        lines = [line for line in lines if DIED not in line] or lines
         return in_our_words(lines[-1]) if lines else None
 
     def remove(self) -> None:

@@ -44,6 +44,8 @@ def test_a_character_of_four_bytes_comes_out_when_its_last_byte_does() -> None:
 def test_an_answer_that_ends_inside_a_character_ends_before_it() -> None:
     tokens = tiny_tokenizer()("a🐳")["input_ids"][:-1]
     assert "".join(pieces_of(tokens)) == "a"
+    special = tiny_tokenizer().convert_tokens_to_ids("<|user|>")
+    assert "".join(pieces_of([*tokens, special])) == "a"
 
 
 def test_bytes_that_are_no_character_are_told_as_such() -> None:

@@ -121,6 +121,9 @@ def test_why_vllm_ended_is_found_where_its_processes_wrote_it(monkeypatch: Any) 
     assert causes.of(RuntimeError("plain")) == "RuntimeError: plain"
     said = "ValueError: no room; try increasing --kv-cache-gb or decreasing --max-context"
     assert causes.of(ended) == causes.of(error) == said
+    process.error("Worker proc %s died unexpectedly (exit code: %s)", "VllmWorker-0", 1)
+    assert causes.of(ended) == said
+    causes.remove()
     process.error("Worker proc %s died unexpectedly (exit code: %s)", "VllmWorker-0", -9)
     process.error("a step failed", exc_info=RuntimeError("cancelled"))
     said = "Worker proc VllmWorker-0 died unexpectedly (exit code: -9)"
