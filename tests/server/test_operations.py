@@ -226,10 +226,11 @@ def test_a_client_that_leaves_its_stream_is_counted_as_one(
     with server.client.stream("POST", CHAT, json={**HELLO, "stream": True}) as response:
         next(response.iter_lines())
     until(lambda: metric(server, f'grainserve_requests_total{{route="{CHAT}",status="499"}}') == 1)
-    assert metric(server, "grainserve_requests_running") == 0
+    until(lambda: metric(server, "grainserve_requests_running") == 0)
     assert not caplog.records
     server.chunks(max_tokens=2)
-    assert metric(server, f'grainserve_requests_total{{route="{CHAT}",status="200"}}') == 1
+    until(lambda: metric(server, f'grainserve_requests_total{{route="{CHAT}",status="200"}}') == 1)
+    assert metric(server, f'grainserve_requests_total{{route="{CHAT}",status="499"}}') == 1
 
 
 class BrokenStore:
