@@ -25,7 +25,7 @@ from vector_store.places import default_root
 
 PREFIX = "GRAINSERVE_"
 # What Kubernetes puts into a pod for a service of that name.
-OF_KUBERNETES = re.compile(r"GRAINSERVE_SERVICE_(HOST|PORT\w*)|GRAINSERVE_PORT_\d+_\w+")
+OF_KUBERNETES = re.compile(r"GRAINSERVE_(SERVICE_(HOST|PORT\w*)=.*|PORT_\d+_\w+=.*|PORT=tcp://.*)")
 LINKED = (
     "Kubernetes sets it for a service named grainserve, and it is no setting; put enableServiceLinks: false "
     "into the pod's spec"
@@ -201,10 +201,10 @@ def load_settings(flags: Mapping[str, Any], config: Path | None = None) -> Setti
 def refuse_unknown(environment: Mapping[str, str]) -> None:
     """Refuse a variable that is nearly a setting: a misspelt key would leave the server open."""
     known = {PREFIX + name.upper() for name in [*Settings.model_fields, "config"]}
-    for variable in environment:
+    for variable, value in environment.items():
+        if OF_KUBERNETES.fullmatch(f"{variable}={value}"):
+            raise BadSettings(f"{variable}: {LINKED}")
         if variable.upper().startswith(PREFIX) and variable.upper() not in known:
-            if OF_KUBERNETES.fullmatch(variable):
-                raise BadSettings(f"{variable}: {LINKED}")
             raise BadSettings(f"{variable}: there is no such setting{meant(variable.upper(), known)}")
 
 
@@ -233,7 +233,5 @@ def complaints(error: ValidationError) -> list[str]:
         else:
             variable = f"GRAINSERVE_{str(detail['loc'][0]).upper()}" if detail["loc"] else ""
             said = detail["msg"].removeprefix("Value error, ")
-            if name == "port" and os.environ.get(variable, "").startswith("tcp://"):
-                said = LINKED
             lines.append(f"{name}: {said} (from a flag, {variable} or the file)")
     return lines

@@ -17,7 +17,6 @@ from vector_store.places import default_root
 
 if TYPE_CHECKING:
     from vector_store.local import LocalStore
-    from vector_store.manifest import Manifest
     from vector_store.store import Profile, ProfileEntry
 
 PIPED_WIDTH = 100_000
@@ -59,7 +58,7 @@ def show_profile(
     elif sys.stdout.isatty():
         _console().print(_sheet(found))
     else:
-        typer.echo("\n".join(f"{_plain(label):<12} {_plain(value)}" for label, value in _told_of(found)))
+        typer.echo("\n".join(f"{_plain(label):<12} {_plain(value)}" for label, value in _facts(found)))
 
 
 @profiles_app.command("verify")
@@ -161,17 +160,13 @@ def _sheet(profile: "Profile") -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for label, value in _told_of(profile):
+    for label, value in _facts(profile):
         table.add_row(_plain(label), _plain(value))
     return table
 
 
-def _told_of(profile: "Profile") -> "Iterator[tuple[str, str]]":
-    yield from _facts(profile.manifest)
-    yield "path", str(profile.path)
-
-
-def _facts(manifest: "Manifest") -> Iterator[tuple[str, str]]:
+def _facts(profile: "Profile") -> Iterator[tuple[str, str]]:
+    manifest = profile.manifest
     model = manifest.model
     yield "profile", f"{manifest.name}@{manifest.version}"
     if manifest.description:
@@ -190,6 +185,7 @@ def _facts(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     if manifest.created:
         yield "created", manifest.created
     yield "digest", manifest.digest
+    yield "path", str(profile.path)
 
 
 def _section(title: str, values: dict[str, object]) -> Iterator[tuple[str, str]]:

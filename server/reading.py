@@ -61,7 +61,7 @@ def parsed(body: bytes, model: type[Body]) -> Body:
 
 
 class Repeating(dict[str, object]):
-    """An object that says a key twice; of its members the last one stands for it."""
+    """An object that says a key twice; it holds that key alone."""
 
 
 class Infinite(str):

@@ -7,7 +7,7 @@ from typing import TypedDict
 from starlette.datastructures import Headers
 
 from server.engine.grammar import Grammar, Grammars, UnsupportedSchema
-from server.engine.protocol import GenerationJob, ModelCard
+from server.engine.protocol import GenerationJob, ModelCard, SamplingParams
 from server.naming import ServedName
 from server.prompts import (
     conversation_of,
@@ -84,20 +84,7 @@ class Translator:
         prompt, inputs = self.rendered(request, images, tooling)
         for plan in plans:
             refuse_without_images(plan, inputs)
-        sampling = sampling_of(
-            request,
-            max_tokens_of(
-                *asked_tokens(request),
-                len(prompt),
-                self.card.context_length,
-                beside="tools" if tooling else "",
-            ),
-            self.card,
-            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        )
-        sampling = replace(
-            sampling, grammar=grammar, stop=(*sampling.stop, *(tooling.stops if tooling else ()))
-        )
+        sampling = self._sampling_of(request, tooling, grammar, len(prompt))
         continues = bool(request.continue_final_message)
         spelled = tooling.spelled if tooling else {}
         jobs = tuple(
@@ -115,6 +102,20 @@ class Translator:
             stream=bool(request.stream),
             **streamed_usage(request.stream_options),
         )
+
+    def _sampling_of(
+        self, request: ChatRequest, tooling: Tooling | None, grammar: Grammar | None, prompt_tokens: int
+    ) -> SamplingParams:
+        most = max_tokens_of(
+            *asked_tokens(request),
+            prompt_tokens,
+            self.card.context_length,
+            beside="tools" if tooling else "",
+        )
+        logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        sampling = sampling_of(request, most, self.card, logprobs=logprobs)
+        stops = tooling.stops if tooling else ()
+        return replace(sampling, grammar=grammar, stop=(*sampling.stop, *stops))
 
     def rendered(
         self, request: ChatRequest, images: Mapping[str, str | bytes], tooling: Tooling | None
